@@ -1,0 +1,1 @@
+"""Benchmark and ablation suite for GRPO on video diffusion models."""

@@ -1,0 +1,89 @@
+"""The nouns of the suite.
+
+Shape legend: B rollouts on this rank, T denoising steps, S = T + 1 sigmas, N trained transitions, C F H W latent
+channel, frame, height, width (videos: frame, height, width, colour), M D text token and text width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """The rollouts that one rank makes in one iteration, before they are made.
+
+    `prompt_B` is the group key: the prompt's slot 0..num_prompts-1 in this iteration, over all ranks. `sibling_B` is the
+    index in the group. `(iteration, prompt, sibling)` names a rollout everywhere, whatever the number of ranks.
+    """
+
+    iteration: int
+    num_prompts: int
+    group_size: int
+    text: tuple[str, ...]
+    prompt_B: torch.Tensor
+    sibling_B: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """One denoising grid. Step t goes from `sigma_S[t]` to `sigma_S[t + 1]`; sigma 1 is noise, 0 is data; `dt_T` < 0."""
+
+    sigma_S: torch.Tensor
+    timestep_T: torch.Tensor
+    std_T: torch.Tensor
+    dt_T: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.dt_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """The stochastic steps of the rollouts, flat: row n is step `step_N[n]` of the rank's rollout `rollout_N[n]`."""
+
+    rollout_N: torch.Tensor
+    step_N: torch.Tensor
+    x_NCFHW: torch.Tensor
+    x_next_NCFHW: torch.Tensor
+    logp_old_N: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.step_N)
+
+    def __getitem__(self, index: Any) -> "Transitions":
+        return Transitions(**{name: value[index] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What one iteration's denoising made on this rank. `condition_BMD` is the text condition the policy was given."""
+
+    batch: PromptBatch
+    condition_BMD: torch.Tensor
+    latent_BCFHW: torch.Tensor
+    video_BFHWC: torch.Tensor
+    transitions: Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better."""
+
+    total_B: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """The surrogate per transition, not yet averaged, and what it says of the update; all but `loss_N` are detached."""
+
+    loss_N: torch.Tensor
+    ratio_N: torch.Tensor
+    clipped_N: torch.Tensor
+    approx_kl_N: torch.Tensor
+    base_kl_N: torch.Tensor
