@@ -1,0 +1,36 @@
+"""What the trainer asks of a video model."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+
+class Policy(Protocol):
+    """A velocity field over latents, with its text encoder and its decoder.
+
+    latent_shape: (C, F, H, W). evaluations_per_velocity: transformer forwards per sample, 2 with classifier-free guidance.
+    flops_per_forward: of one transformer forward of one sample.
+    """
+
+    latent_shape: tuple[int, ...]
+    evaluations_per_velocity: int
+    flops_per_forward: float
+
+    def encode(self, texts: Iterable[str]) -> torch.Tensor:
+        """Text condition [B, M, D]."""
+
+    def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C, F, H, W], guidance applied."""
+
+    def base_velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+        """The same of the model before any training."""
+
+    def keep_base(self) -> None:
+        """Called before training when `base_velocity` will be asked."""
+
+    def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, F, H, W, 3]."""
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training changes, by name."""
