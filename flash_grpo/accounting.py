@@ -1,0 +1,64 @@
+"""What a run spends: device-seconds by phase, forward and backward evaluations, FLOPs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from flash_grpo.distributed import Ranks
+from flash_grpo.records import Cost
+
+EVALUATION = "evaluation"
+
+
+class Meter:
+    """Phases are timed on this rank; `settle` adds them up over ranks, once an iteration.
+
+    On an accelerator a rank costs wall time; on a CPU it costs the process's CPU time, so that runs side by side on one
+    machine do not charge each other. `evaluation` is accounted apart and is no part of the cost.
+    """
+
+    def __init__(self, ranks: Ranks, flops_per_forward: float):
+        self.ranks, self.flops_per_forward = ranks, flops_per_forward
+        self.cost, self.evaluation_seconds = Cost(), 0.0
+        self.seconds: dict[str, float] = {}
+        self._device = {"work": 0.0, EVALUATION: 0.0}
+        self._forwards = self._backwards = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        wall, device = time.perf_counter(), self._device_clock()
+        try:
+            yield
+        finally:
+            spent = self._device_clock() - device
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
+            self._device[EVALUATION if name == EVALUATION else "work"] += spent
+
+    def count(self, forwards: int = 0, backwards: int = 0) -> None:
+        """Transformer evaluations of this rank, per sample."""
+        self._forwards += forwards
+        self._backwards += backwards
+
+    def settle(self) -> dict[str, float]:
+        """Adds what all ranks spent since the last call to the cost; returns this rank's wall seconds by phase."""
+        mine = [self._device["work"], self._device[EVALUATION], self._forwards, self._backwards]
+        work, evaluation, forwards, backwards = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        forwards, backwards = int(forwards), int(backwards)
+        self.cost = Cost(
+            device_seconds=self.cost.device_seconds + work,
+            pflop=self.cost.pflop + 1e-15 * (forwards + 2 * backwards) * self.flops_per_forward,
+            forward_evaluations=self.cost.forward_evaluations + forwards,
+            backward_evaluations=self.cost.backward_evaluations + backwards,
+        )
+        self.evaluation_seconds += evaluation
+        seconds, self.seconds = self.seconds, {}
+        self._device, self._forwards, self._backwards = {"work": 0.0, EVALUATION: 0.0}, 0, 0
+        return seconds
+
+    def _device_clock(self) -> float:
+        if self.ranks.device.type == "cpu":
+            return time.process_time()
+        torch.accelerator.synchronize()
+        return time.perf_counter()

@@ -1,0 +1,37 @@
+"""Exponential moving average of the trained parameters: what evaluation and export use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class EMA:
+    """decay min((1 + n)/(10 + n), decay) at optimizer step n, applied every `every` optimizer steps (release: 0.9, 8)."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int):
+        self.parameters, self.decay, self.every = parameters, decay, every
+        self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, optimizer_step: int) -> None:
+        if optimizer_step % self.every:
+            return
+        keep = min((1 + optimizer_step) / (10 + optimizer_step), self.decay)
+        for name, parameter in self.parameters.items():
+            self.shadow[name].lerp_(parameter.detach(), 1 - keep)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model carries the averaged parameters inside, the trained ones again afterwards."""
+        trained = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.load(self.shadow)
+        try:
+            yield
+        finally:
+            self.load(trained)
+
+    @torch.no_grad()
+    def load(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])

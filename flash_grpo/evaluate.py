@@ -1,0 +1,76 @@
+"""Evaluation: one pinned sampler for every method, so that only the weights differ."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flash_grpo import keyed
+from flash_grpo.distributed import Ranks
+from flash_grpo.policies import Policy
+from flash_grpo.rewards import Reward
+from flash_grpo.rollout import denoise, no_noise
+from flash_grpo.types import FlowSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Deterministic Euler steps on `schedule` from noise that belongs to (seed, prompt, index): paired across runs.
+
+    noises_per_prompt: videos per prompt. seed: of the evaluation noise, none of the training's. batch: videos at once.
+    """
+
+    schedule: FlowSchedule
+    noises_per_prompt: int
+    seed: int
+    batch: int
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks) -> "Evaluated":
+        jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
+        mine = jobs[ranks.rank :: ranks.world_size]
+        total = torch.zeros(len(texts), self.noises_per_prompt)
+        parts: dict[str, torch.Tensor] = {}
+        videos = {}
+        for start in range(0, len(mine), self.batch):
+            chunk = mine[start : start + self.batch]
+            prompt_B, index_B = torch.tensor(chunk).T
+            video, scores = self._score(policy, reward, texts, chunk)
+            total[prompt_B, index_B] = scores.total_B.cpu()
+            for name, part_B in scores.parts.items():
+                parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
+            videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
+        parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
+        return Evaluated(reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos)
+
+    def _score(self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]]):
+        chosen = tuple(texts[prompt] for prompt, _ in chunk)
+        noise = [keyed.normal(policy.latent_shape, self.seed, "evaluation", texts[p], index) for p, index in chunk]
+        condition = policy.encode(chosen)
+        mask_BT = torch.zeros(len(chunk), len(self.schedule), dtype=torch.bool)
+        latent, _ = denoise(policy, condition, torch.stack(noise).to(condition.device), self.schedule, mask_BT, no_noise)
+        video = policy.decode(latent)
+        return video, reward(video, chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text."""
+
+    reward_PK: torch.Tensor
+    parts: dict[str, float]
+    texts: tuple[str, ...]
+    videos: dict[str, torch.Tensor]
+
+    @property
+    def prompt_rewards(self) -> dict[str, float]:
+        return dict(zip(self.texts, self.reward_PK.mean(1).tolist(), strict=True))
+
+    @property
+    def mean(self) -> float:
+        return float(self.reward_PK.mean())
+
+    @property
+    def sem(self) -> float:
+        """Standard error over prompts, the noises of one prompt averaged."""
+        per_prompt = self.reward_PK.mean(1)
+        return float(per_prompt.std() / len(per_prompt) ** 0.5)

@@ -1,0 +1,254 @@
+"""One iteration: rollouts, rewards, optimizer steps. It never learns which method runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flash_grpo.accounting import Meter
+from flash_grpo.distributed import Ranks
+from flash_grpo.ema import EMA
+from flash_grpo.loss import clipped_surrogate, gaussian_kl
+from flash_grpo.method import Method
+from flash_grpo.policies import Policy
+from flash_grpo.prompts import Layout, Prompts
+from flash_grpo.records import IterationRecord
+from flash_grpo.rewards import Reward
+from flash_grpo.rollout import denoise, initial_noise, joined, sde_noise
+from flash_grpo.sde import log_prob, sde_mean, sde_noise_std
+from flash_grpo.types import FlowSchedule, LossTerms, PromptBatch, Rollouts, Scores, Transitions
+from flash_grpo.weighting import rescaled_to_mean_one
+
+
+class RewardError(RuntimeError):
+    """A reward that cannot be trained on. The run stops; its last checkpoint stays."""
+
+
+@dataclass
+class Trained:
+    """What an iteration's optimizer steps were made of, per trained transition of this rank, and their gradient norms."""
+
+    terms: list[LossTerms]
+    weight_N: torch.Tensor
+    advantage_N: torch.Tensor
+    step_N: torch.Tensor
+    gradient_norms: list[float]
+    first_ratio_N: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything an iteration needs. `rollout_batch` and `update_batch` bound memory and do not change results."""
+
+    policy: Policy
+    reward: Reward
+    prompts: Prompts
+    layout: Layout
+    method: Method
+    schedule: FlowSchedule
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    ranks: Ranks
+    meter: Meter
+    seed: int
+    max_gradient_norm: float
+    rollout_batch: int
+    update_batch: int
+    optimizer_steps: int = 0
+
+    def iterate(self, iteration: int) -> IterationRecord:
+        """Runs iteration 1, 2, … and tells what happened, over all ranks."""
+        text_P = self.prompts.drawn(iteration, self.layout.num_prompts, self.seed)
+        with self.meter.phase("rollout"):
+            rollouts = self.rollout(self.layout.batch(iteration, text_P, self.ranks.rank))
+        with self.meter.phase("reward"):
+            scores = self.reward(rollouts.video_BFHWC, rollouts.batch.text)
+            reward_PG = self._over_ranks(rollouts.batch, scores.total_B)
+            _refuse_unusable(reward_PG, text_P, iteration)
+        with self.meter.phase("update"):
+            trained = self.update(rollouts, self.method.advantage(reward_PG))
+        return self._record(iteration, rollouts.batch, scores, reward_PG, trained)
+
+    def rollout(self, batch: PromptBatch) -> Rollouts:
+        condition_BMD = self.policy.encode(batch.text)
+        mask_BT = self.method.plan(batch, len(self.schedule), self.seed)
+        noise_BCFHW = initial_noise(batch, self.policy.latent_shape, self.seed, self.method.initial_noise)
+        draw = sde_noise(batch, self.policy.latent_shape, self.seed)
+        latents, videos, transitions = [], [], []
+        for rows in torch.arange(len(batch)).split(self.rollout_batch):
+            latent, taken = denoise(
+                self.policy,
+                condition_BMD[rows],
+                noise_BCFHW[rows].to(condition_BMD.device),
+                self.schedule,
+                mask_BT[rows],
+                lambda step, chosen, rows=rows: draw(step, rows[chosen]),
+            )
+            latents.append(latent)
+            videos.append(self.policy.decode(latent))
+            transitions.append(Transitions(**{**vars(taken), "rollout_N": rows[taken.rollout_N]}))
+        self.meter.count(forwards=len(batch) * len(self.schedule) * self.policy.evaluations_per_velocity)
+        return Rollouts(
+            batch=batch,
+            condition_BMD=condition_BMD,
+            latent_BCFHW=torch.cat(latents),
+            video_BFHWC=torch.cat(videos),
+            transitions=joined(transitions, latents[0]),
+        )
+
+    def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
+        """The iteration's optimizer steps, each on its share of the prompts. Zero advantages are dropped (release)."""
+        transitions, batch = rollouts.transitions, rollouts.batch
+        prompt_N = batch.prompt_B[transitions.rollout_N]
+        advantage_N = advantage_PG[prompt_N, batch.sibling_B[transitions.rollout_N]]
+        optimizer_step_N = self.layout.optimizer_step_of(prompt_N)
+        parts = []
+        for index in range(self.layout.optimizer_steps):
+            rows = ((optimizer_step_N == index) & (advantage_N != 0)).nonzero().flatten()
+            parts.append(self.step(transitions[rows], rollouts.condition_BMD, advantage_N[rows]))
+        return _joined(parts)
+
+    def step(self, transitions: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor) -> Trained:
+        """One optimizer step on the given transitions of this rank and on those of all others."""
+        total = int(self.ranks.sum(torch.tensor(len(transitions))))
+        weight_N = self.weights(transitions.step_N, total)
+        terms = list(self.backward(transitions, condition_BMD, advantage_N, weight_N, total))
+        gradient_norm = self.apply_gradients() if total else 0.0
+        ratio_N = torch.cat([term.ratio_N for term in terms]) if terms else torch.ones(0)
+        return Trained(terms, weight_N, advantage_N, transitions.step_N, [gradient_norm], ratio_N)
+
+    def weights(self, step_N: torch.Tensor, total: int) -> torch.Tensor:
+        """The method's weights, rescaled over the optimizer step's `total` transitions of all ranks if it says so."""
+        weight_T = self.method.weigh(self.schedule)
+        weight_N = weight_T[step_N]
+        if not self.method.rescale or not total:
+            return weight_N
+        mean = float(self.ranks.sum(weight_N.double().sum())) / total
+        return rescaled_to_mean_one(weight_N, mean, varies=bool((weight_T != weight_T[0]).any()))
+
+    def backward(
+        self,
+        transitions: Transitions,
+        condition_BMD: torch.Tensor,
+        advantage_N: torch.Tensor,
+        weight_N: torch.Tensor,
+        total: int,
+    ) -> Iterator[LossTerms]:
+        """Adds this rank's share of the gradient of the mean loss over `total`, micro-batch by micro-batch."""
+        for rows in torch.arange(len(transitions)).split(self.update_batch):
+            if not len(rows):
+                return
+            terms = self.loss(transitions[rows], condition_BMD, advantage_N[rows], weight_N[rows])
+            (terms.loss_N.sum() / total).backward()
+            yield LossTerms(**{name: value.detach().cpu() for name, value in vars(terms).items()})
+
+    def loss(
+        self, taken: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, weight_N: torch.Tensor
+    ) -> LossTerms:
+        """Replays the transitions' SDE steps under the present policy."""
+        x = taken.x_NCFHW
+        sigma, std, dt = (value[taken.step_N].to(x) for value in (self.schedule.sigma_S, self.schedule.std_T, self.schedule.dt_T))
+        timestep_N, condition = self.schedule.timestep_T[taken.step_N], condition_BMD[taken.rollout_N]
+        mean = sde_mean(x, self.policy.velocity(x, timestep_N, condition), sigma, std, dt)
+        forwards = len(taken) * self.policy.evaluations_per_velocity
+        self.meter.count(forwards=forwards, backwards=forwards)
+        base_kl_N = None
+        if self.method.kl_weight:
+            base_mean = sde_mean(x, self.policy.base_velocity(x, timestep_N, condition), sigma, std, dt)
+            base_kl_N = gaussian_kl(mean, base_mean, sde_noise_std(std, dt))
+            self.meter.count(forwards=forwards)
+        return clipped_surrogate(
+            log_prob(taken.x_next_NCFHW, mean, std, dt),
+            taken.logp_old_N,
+            advantage_N.to(x),
+            weight_N.to(x),
+            self.method.ratio_clip,
+            base_kl_N,
+            self.method.kl_weight,
+        )
+
+    def apply_gradients(self) -> float:
+        """Sums gradients over ranks, clips, steps, averages into the EMA; returns the norm before clipping."""
+        parameters = list(self.policy.trainable().values())
+        if self.ranks.world_size > 1:
+            for parameter in parameters:
+                mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.ranks.sum(mine)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm, error_if_nonfinite=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_steps += 1
+        self.ema.update(self.optimizer_steps)
+        return float(norm)
+
+    def _over_ranks(self, batch: PromptBatch, value_B: torch.Tensor) -> torch.Tensor:
+        """All ranks' values as a matrix [P, G], the same on every rank."""
+        value_PG = torch.zeros(batch.num_prompts, batch.group_size)
+        value_PG[batch.prompt_B, batch.sibling_B] = value_B.cpu()
+        return self.ranks.sum(value_PG)
+
+    def _record(
+        self, iteration: int, batch: PromptBatch, scores: Scores, reward_PG: torch.Tensor, trained: Trained
+    ) -> IterationRecord:
+        step_T = self.ranks.sum(torch.bincount(trained.step_N, minlength=len(self.schedule)).double())
+        total = int(step_T.sum())
+
+        def mean(value_N: torch.Tensor) -> float:
+            return float(self.ranks.sum(value_N.double().sum())) / max(total, 1)
+
+        def largest(value_N: torch.Tensor) -> float:
+            return float(self.ranks.max(value_N.max() if len(value_N) else torch.tensor(-torch.inf)))
+
+        def joint(name: str) -> torch.Tensor:
+            return torch.cat([torch.empty(0), *(getattr(term, name).float() for term in trained.terms)])
+
+        spread_P = reward_PG.std(1, correction=0)
+        ratio_N = joint("ratio_N")
+        seconds = self.meter.settle()
+        return IterationRecord(
+            iteration=iteration,
+            optimizer_steps=self.optimizer_steps,
+            cost=self.meter.cost,
+            evaluation_seconds=self.meter.evaluation_seconds,
+            seconds={phase: seconds[phase] for phase in ("rollout", "reward", "update")},
+            reward_mean=float(reward_PG.mean()),
+            reward_std=float(reward_PG.std(correction=0)),
+            reward_parts={name: float(self._over_ranks(batch, part).mean()) for name, part in scores.parts.items()},
+            within_group_std=float(spread_P.mean()),
+            groups_without_spread=float((spread_P == 0).double().mean()),
+            transitions=total,
+            steps=(step_T / max(total, 1)).tolist(),
+            weight_min=-largest(-trained.weight_N),
+            weight_max=largest(trained.weight_N),
+            advantage_abs_mean=mean(trained.advantage_N.abs()),
+            ratio_mean=mean(ratio_N),
+            ratio_max=largest(ratio_N),
+            ratio_drift=largest((trained.first_ratio_N - 1).abs()),
+            clip_fraction=mean(joint("clipped_N")),
+            approx_kl=mean(joint("approx_kl_N")),
+            base_kl=mean(joint("base_kl_N")),
+            loss=mean(joint("loss_N")),
+            gradient_norm=sum(trained.gradient_norms) / len(trained.gradient_norms),
+            lr=self.optimizer.param_groups[0]["lr"],
+        )
+
+
+def _joined(parts: list[Trained]) -> Trained:
+    return Trained(
+        terms=[term for part in parts for term in part.terms],
+        weight_N=torch.cat([part.weight_N for part in parts]),
+        advantage_N=torch.cat([part.advantage_N for part in parts]),
+        step_N=torch.cat([part.step_N for part in parts]),
+        gradient_norms=[norm for part in parts for norm in part.gradient_norms],
+        first_ratio_N=parts[0].first_ratio_N,
+    )
+
+
+def _refuse_unusable(reward_PG: torch.Tensor, text_P: list[str], iteration: int) -> None:
+    bad = (~reward_PG.isfinite()).nonzero()
+    if len(bad):
+        prompt, sibling = bad[0].tolist()
+        raise RewardError(
+            f"iteration {iteration}: the reward of {text_P[prompt]!r} (prompt {prompt}, sibling {sibling}) is "
+            f"{float(reward_PG[prompt, sibling])}; {len(bad)} of {reward_PG.numel()} rewards are not finite"
+        )
