@@ -1,0 +1,400 @@
+"""One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from flash_grpo import checkpoint, samples
+from flash_grpo.accounting import EVALUATION, Meter
+from flash_grpo.distributed import Ranks
+from flash_grpo.ema import EMA
+from flash_grpo.evaluate import Evaluated, Evaluation
+from flash_grpo.prompts import Layout
+from flash_grpo.records import Cost, EvalRecord, FailureRecord, IterationRecord, RecordWriter, RunManifest
+from flash_grpo.records import read_manifest, read_records, write_manifest
+from flash_grpo.schedule import fingerprint
+from flash_grpo.trainer import RewardError, Trainer
+from flash_grpo.types import FlowSchedule
+
+log = logging.getLogger(__name__)
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
+NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "progress", "doctor")
+
+
+class ConfigError(ValueError):
+    """Bad input: one line, told before any work is done."""
+
+
+class Interrupted(Exception):
+    """Asked to stop; the run was saved and the same command continues it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The run stops at the first that is reached; None is no bound. See `records.Cost` for what is counted."""
+
+    iterations: int | None
+    device_hours: float | None
+    pflop: float | None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
+        for name, value in given.items():
+            if not value > 0:
+                raise ValueError(f"budget.{name}={value}: must be positive")
+
+    def spent(self, iteration: int, cost: Cost) -> float:
+        """The share of the budget that is used up; the run ends at 1."""
+        used = (iteration, cost.device_seconds / 3600, cost.pflop)
+        bounds = (self.iterations, self.device_hours, self.pflop)
+        return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A trainer with its directory, its budget and its place in it."""
+
+    directory: Path
+    trainer: Trainer
+    evaluation: Evaluation
+    budget: Budget
+    manifest: RunManifest
+    evaluate_every: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    iteration: int = 0
+    evaluated: int = -1
+
+    def to_the_end(self, stop: "StopRequest") -> None:
+        """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
+        self._resume()
+        with self._progress() as bar:
+            if self.evaluated < 0:
+                self._evaluate("start.png")
+                self._save()
+            while self._spent() < 1:
+                record = self.trainer.iterate(self.iteration + 1)
+                self.iteration = record.iteration
+                self._write(record)
+                _advance(bar, self._spent(), record)
+                if self.iteration % self.evaluate_every == 0 and self._spent() < 1:
+                    self._evaluate()
+                leave = self.trainer.ranks.any(stop.requested)
+                if leave or self.iteration % self.checkpoint_every == 0:
+                    self._save()
+                if leave:
+                    raise Interrupted(f"saved at iteration {self.iteration}; the same command continues this run")
+        if self.evaluated < self.iteration:
+            self._evaluate("end.png")
+            self._save()
+
+    def _spent(self) -> float:
+        return self.budget.spent(self.iteration, self.trainer.meter.cost)
+
+    def _evaluate(self, sheet: str | None = None) -> None:
+        trainer = self.trainer
+        with trainer.meter.phase(EVALUATION), trainer.ema.applied():
+            evaluated = self.evaluation(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
+        trainer.meter.settle()
+        self.evaluated = self.iteration
+        self._write(self._eval_record(evaluated))
+        if sheet and trainer.ranks.is_main:
+            samples.contact_sheet(self.directory / "samples" / sheet, evaluated.videos)
+        log.info("iteration %d: evaluation reward %.3f ± %.3f", self.iteration, evaluated.mean, evaluated.sem)
+
+    def _eval_record(self, evaluated: Evaluated) -> EvalRecord:
+        return EvalRecord(
+            iteration=self.iteration,
+            optimizer_steps=self.trainer.optimizer_steps,
+            cost=self.trainer.meter.cost,
+            evaluation_seconds=self.trainer.meter.evaluation_seconds,
+            reward_mean=evaluated.mean,
+            reward_sem=evaluated.sem,
+            reward_parts=evaluated.parts,
+            prompt_rewards=evaluated.prompt_rewards,
+            n=evaluated.reward_PK.numel(),
+        )
+
+    def _write(self, record: Any) -> None:
+        if self.trainer.ranks.is_main:
+            self._records.append(record)
+
+    def _save(self) -> None:
+        """Everything that the next iteration depends on, and the records' length at this moment."""
+        trainer = self.trainer
+        if trainer.ranks.is_main:
+            state = {
+                "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
+                "optimizer": trainer.optimizer.state_dict(),
+                "ema": trainer.ema.shadow,
+                "progress": {
+                    "iteration": self.iteration,
+                    "evaluated": self.evaluated,
+                    "optimizer_steps": trainer.optimizer_steps,
+                    "cost": vars(trainer.meter.cost),
+                    "evaluation_seconds": trainer.meter.evaluation_seconds,
+                    "records_length": self._records.length,
+                },
+            }
+            checkpoint.save(self.directory, self.iteration, state, self.checkpoint_keep)
+        trainer.ranks.barrier()
+
+    def _resume(self) -> None:
+        state, trainer = checkpoint.newest(self.directory), self.trainer
+        if state:
+            trainer.ema.load(state["parameters"])
+            trainer.ema.shadow = {name: value.to(trainer.ranks.device) for name, value in state["ema"].items()}
+            trainer.optimizer.load_state_dict(state["optimizer"])
+            progress = state["progress"]
+            self.iteration, self.evaluated = progress["iteration"], progress["evaluated"]
+            trainer.optimizer_steps = progress["optimizer_steps"]
+            trainer.meter.cost = Cost(**progress["cost"])
+            trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
+            log.info("continuing %s from iteration %d", self.directory, self.iteration)
+        if trainer.ranks.is_main:
+            self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
+            self.manifest.starts.append(_start(self.iteration))
+            self.manifest.status, self.manifest.reason = "running", ""
+            write_manifest(self.directory, self.manifest)
+
+    def finish(self, status: str, reason: str = "") -> None:
+        if self.trainer.ranks.is_main:
+            self.manifest.status, self.manifest.reason = status, reason
+            write_manifest(self.directory, self.manifest)
+
+    def fail(self, error: BaseException) -> None:
+        """The checkpoints stay; the records say at which iteration it ended and why."""
+        reason = f"{type(error).__name__}: {error}"
+        self._write(FailureRecord(iteration=self.iteration + 1, reason=reason))
+        self.finish("failed", reason)
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            total=100,
+            initial=min(100, round(100 * self._spent(), 2)),
+            desc=self.manifest.run_name,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[0]}, {elapsed} gone, {remaining} left",
+            postfix=[""],
+            disable=None if self.trainer.ranks.is_main else True,
+        )
+
+
+def _advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
+    if not bar.disable:
+        seconds = record.cost.device_seconds
+        bar.postfix[0] = f"iteration {record.iteration}, reward {record.reward_mean:.3f}, {seconds:.1f} device-s"
+        bar.update(min(100.0, 100 * spent) - bar.n)
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks for a stop at the iteration's end; a second Ctrl-C does not wait for it."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.warning("%s: saving at the end of this iteration", signal.Signals(number).name)
+
+
+def run(cfg: DictConfig, run_name: str) -> Path:
+    """Runs the configuration to its budget and returns the run's directory."""
+    torch.set_num_threads(cfg.threads)
+    prepared = prepare(cfg, run_name)
+    stop = StopRequest()
+    try:
+        prepared.to_the_end(stop)
+    except (Interrupted, KeyboardInterrupt) as error:
+        prepared.finish("running", f"interrupted: {error}")
+        raise
+    except BaseException as error:
+        prepared.fail(error)
+        raise
+    prepared.finish("completed")
+    return prepared.directory
+
+
+def prepare(cfg: DictConfig, run_name: str) -> Run:
+    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    ranks = Ranks(device(cfg))
+    schedule = build(cfg.schedule, "schedule")
+    method = build(cfg.method, "method")
+    check(method.plan.check, len(schedule))
+    budget = build(cfg.budget, "budget")
+    prompts = build(cfg.prompts, "prompts")
+    layout = check(Layout, **cfg.rollout.layout, optimizer_steps=cfg.training.optimizer_steps, world_size=ranks.world_size)
+    evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
+    directory = Path(cfg.runs_root) / cfg.study / run_name
+    manifest = describe(cfg, run_name, schedule, ranks)
+    known = read_manifest(directory)
+    if known:
+        refuse_another_config(directory, known.config, manifest.config)
+        manifest.starts = known.starts
+    reward = build(cfg.reward, "reward")
+    policy = build(cfg.model, "model", device=ranks.device)
+    if method.kl_weight:
+        policy.keep_base()
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        policy=policy,
+        reward=reward,
+        prompts=prompts,
+        layout=layout,
+        method=method,
+        schedule=schedule,
+        optimizer=build(cfg.optim.optimizer, "optim.optimizer", params=list(policy.trainable().values())),
+        ema=EMA(policy.trainable(), **cfg.optim.ema),
+        ranks=ranks,
+        meter=Meter(ranks, policy.flops_per_forward),
+        seed=cfg.seed,
+        max_gradient_norm=cfg.optim.max_gradient_norm,
+        rollout_batch=cfg.rollout.batch,
+        update_batch=cfg.training.batch,
+    )
+    return Run(
+        directory=directory,
+        trainer=trainer,
+        evaluation=evaluation,
+        budget=budget,
+        manifest=manifest,
+        evaluate_every=cfg.evaluation.every,
+        checkpoint_every=cfg.checkpoint.every,
+        checkpoint_keep=cfg.checkpoint.keep,
+    )
+
+
+def device(cfg: DictConfig) -> str:
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no GPU here")
+    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def build(node: DictConfig, key: str, **more: Any) -> Any:
+    """Hydra's instantiate, with the part's own complaint as a `ConfigError`."""
+    try:
+        return instantiate(node, **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise ConfigError(str(error.__cause__)) from error
+        if isinstance(error.__cause__, TypeError):
+            raise ConfigError(f"{key}: {error.__cause__}") from error
+        raise
+
+
+def check(function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def describe(cfg: DictConfig, run_name: str, schedule: FlowSchedule, ranks: Ranks) -> RunManifest:
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return RunManifest(
+        run_name=run_name,
+        study=cfg.study,
+        method=cfg.method.name,
+        model=cfg.model.path,
+        seed=cfg.seed,
+        config=config,
+        config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
+        schedule={name: value.tolist() for name, value in vars(schedule).items()},
+        schedule_hash=fingerprint(schedule),
+        git=git_state(),
+        packages={name: metadata.version(name) for name in PACKAGES},
+        hardware=hardware(ranks),
+        world_size=ranks.world_size,
+    )
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What may not change when a run continues: all but where it lies, how far it goes and how often it is saved."""
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    old, new = flat(identity(known)), flat(identity(wanted))
+    differing = [
+        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    if differing:
+        raise ConfigError(
+            f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
+            "choose another study or run_name, or delete it"
+        )
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()}
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that the code came from and whether the tree differed from it."""
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+
+    if not shutil.which("git") or git("rev-parse", "HEAD").returncode:
+        return None
+    return {"commit": git("rev-parse", "HEAD").stdout.strip(), "dirty": bool(git("status", "--porcelain").stdout.strip())}
+
+
+def hardware(ranks: Ranks) -> dict[str, Any]:
+    gpu = ranks.device.type == "cuda"
+    name = torch.cuda.get_device_name(ranks.device) if gpu else platform.processor() or platform.machine()
+    return {
+        "device_type": ranks.device.type,
+        "device": name,
+        "devices": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _start(iteration: int) -> dict[str, Any]:
+    slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")}
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "iteration": iteration, "host": platform.node(), "pid": os.getpid(), "slurm": slurm}
+
+
+def summary(directory: Path) -> str:
+    """What a person wants to know when the run is over."""
+    evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
+    first, last = evaluations[0], evaluations[-1]
+    gains = [last["prompt_rewards"][text] - value for text, value in first["prompt_rewards"].items()]
+    gain, spread = torch.tensor(gains).mean(), torch.tensor(gains).std() / len(gains) ** 0.5
+    cost = last["cost"]
+    return (
+        f"evaluation reward {first['reward_mean']:.3f} -> {last['reward_mean']:.3f} "
+        f"({gain:+.3f} ± {1.96 * spread:.3f}, 95 %, paired over {len(gains)} prompts)\n"
+        f"cost              {cost['device_seconds']:.1f} device-seconds, {cost['pflop']:.4f} PFLOP, "
+        f"{last['iteration']} iterations\n"
+        f"records           {directory / 'records.jsonl'}\nsamples           {directory / 'samples'}"
+    )
