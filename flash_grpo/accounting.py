@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -62,3 +63,26 @@ class Meter:
             return time.process_time()
         torch.accelerator.synchronize()
         return time.perf_counter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The run stops at the first that is reached; None is no bound. See `records.Cost` for what is counted."""
+
+    iterations: int | None
+    device_hours: float | None
+    pflop: float | None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
+        for name, value in given.items():
+            if not value > 0:
+                raise ValueError(f"budget.{name}={value}: must be positive")
+
+    def spent(self, iteration: int, cost: Cost) -> float:
+        """The share of the budget that is used up; the run ends at 1."""
+        used = (iteration, cost.device_seconds / 3600, cost.pflop)
+        bounds = (self.iterations, self.device_hours, self.pflop)
+        return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)

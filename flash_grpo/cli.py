@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,30 @@ def _resolve_name(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("distinguishing_name", _resolve_name, replace=True)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def _hydra_main(cfg: DictConfig) -> None:
+def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """`task` as a Hydra program over the suite's configuration; bad input ends it with one line and exit code 2."""
+
+    @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+    def guarded(cfg: DictConfig) -> None:
+        from flash_grpo.run import ConfigError
+
+        try:
+            task(cfg)
+        except ConfigError as error:
+            refuse(str(error))
+
+    def main() -> None:
+        check_overrides(sys.argv[1:])
+        guarded()
+
+    return main
+
+
+def train(cfg: DictConfig) -> None:
     from flash_grpo import run
 
     try:
         directory = run.run(cfg, cfg.run_name)
-    except run.ConfigError as error:
-        refuse(str(error))
     except run.RewardError as error:
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
@@ -52,12 +69,7 @@ def _hydra_main(cfg: DictConfig) -> None:
     print(run.summary(directory))
 
 
-def main() -> None:
-    arguments = sys.argv[1:]
-    if any(argument.startswith("sweeps=") for argument in arguments) and not any(flag in arguments for flag in NOT_A_RUN):
-        refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
-    check_overrides(arguments)
-    _hydra_main()
+main = command(train)
 
 
 def refuse(message: str) -> None:
@@ -67,6 +79,8 @@ def refuse(message: str) -> None:
 
 def check_overrides(arguments: list[str]) -> None:
     """Names a misspelt key, group option or value and what is allowed; Hydra's own message names only the first."""
+    if any(argument.startswith("sweeps=") for argument in arguments) and not any(flag in arguments for flag in NOT_A_RUN):
+        refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
     asked = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     try:
         overrides = OverridesParser.create().parse_overrides(asked)

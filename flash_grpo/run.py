@@ -1,16 +1,8 @@
 """One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
 
-import hashlib
-import json
 import logging
-import os
-import platform
-import shutil
 import signal
-import subprocess
-import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +12,26 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from flash_grpo import checkpoint, samples
-from flash_grpo.accounting import EVALUATION, Meter
+from flash_grpo import checkpoint, manifest, samples
+from flash_grpo.accounting import EVALUATION, Budget, Meter
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
 from flash_grpo.prompts import Layout
-from flash_grpo.records import Cost, EvalRecord, FailureRecord, IterationRecord, RecordWriter, RunManifest
-from flash_grpo.records import read_manifest, read_records, write_manifest
-from flash_grpo.schedule import fingerprint
+from flash_grpo.records import (
+    Cost,
+    EvalRecord,
+    FailureRecord,
+    IterationRecord,
+    RecordWriter,
+    RunManifest,
+    read_manifest,
+    read_records,
+    write_manifest,
+)
 from flash_grpo.trainer import RewardError, Trainer
-from flash_grpo.types import FlowSchedule
 
 log = logging.getLogger(__name__)
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "progress", "doctor")
 
 
 class ConfigError(ValueError):
@@ -43,29 +40,6 @@ class ConfigError(ValueError):
 
 class Interrupted(Exception):
     """Asked to stop; the run was saved and the same command continues it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The run stops at the first that is reached; None is no bound. See `records.Cost` for what is counted."""
-
-    iterations: int | None
-    device_hours: float | None
-    pflop: float | None
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given:
-            raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
-        for name, value in given.items():
-            if not value > 0:
-                raise ValueError(f"budget.{name}={value}: must be positive")
-
-    def spent(self, iteration: int, cost: Cost) -> float:
-        """The share of the budget that is used up; the run ends at 1."""
-        used = (iteration, cost.device_seconds / 3600, cost.pflop)
-        bounds = (self.iterations, self.device_hours, self.pflop)
-        return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)
 
 
 @dataclass(kw_only=True)
@@ -171,7 +145,7 @@ class Run:
             log.info("continuing %s from iteration %d", self.directory, self.iteration)
         if trainer.ranks.is_main:
             self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
-            self.manifest.starts.append(_start(self.iteration))
+            self.manifest.starts.append(manifest.start(self.iteration))
             self.manifest.status, self.manifest.reason = "running", ""
             write_manifest(self.directory, self.manifest)
 
@@ -221,7 +195,6 @@ class StopRequest:
 
 def run(cfg: DictConfig, run_name: str) -> Path:
     """Runs the configuration to its budget and returns the run's directory."""
-    torch.set_num_threads(cfg.threads)
     prepared = prepare(cfg, run_name)
     stop = StopRequest()
     try:
@@ -237,27 +210,45 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 
 def prepare(cfg: DictConfig, run_name: str) -> Run:
-    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    """The run, checked and loaded, with its directory; nothing has been computed yet."""
     ranks = Ranks(device(cfg))
-    schedule = build(cfg.schedule, "schedule")
-    method = build(cfg.method, "method")
-    check(method.plan.check, len(schedule))
     budget = build(cfg.budget, "budget")
-    prompts = build(cfg.prompts, "prompts")
-    layout = check(Layout, **cfg.rollout.layout, optimizer_steps=cfg.training.optimizer_steps, world_size=ranks.world_size)
     evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
     directory = Path(cfg.runs_root) / cfg.study / run_name
-    manifest = describe(cfg, run_name, schedule, ranks)
+    config = OmegaConf.to_container(cfg, resolve=True)
     known = read_manifest(directory)
     if known:
-        refuse_another_config(directory, known.config, manifest.config)
-        manifest.starts = known.starts
+        checked(manifest.refuse_another_config, directory, known.config, config)
+    trainer = prepare_trainer(cfg, ranks)
+    described = manifest.describe(config, run_name, trainer.schedule, ranks)
+    described.starts = known.starts if known else []
+    directory.mkdir(parents=True, exist_ok=True)
+    return Run(
+        directory=directory,
+        trainer=trainer,
+        evaluation=evaluation,
+        budget=budget,
+        manifest=described,
+        evaluate_every=cfg.evaluation.every,
+        checkpoint_every=cfg.checkpoint.every,
+        checkpoint_keep=cfg.checkpoint.keep,
+    )
+
+
+def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
+    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    torch.set_num_threads(cfg.threads)
+    schedule = build(cfg.schedule, "schedule")
+    method = build(cfg.method, "method")
+    checked(method.plan.check, len(schedule))
+    prompts = build(cfg.prompts, "prompts")
+    sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
+    layout = checked(Layout, **sizes, world_size=ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device)
     if method.kl_weight:
         policy.keep_base()
-    directory.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
+    return Trainer(
         policy=policy,
         reward=reward,
         prompts=prompts,
@@ -272,16 +263,6 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
         max_gradient_norm=cfg.optim.max_gradient_norm,
         rollout_batch=cfg.rollout.batch,
         update_batch=cfg.training.batch,
-    )
-    return Run(
-        directory=directory,
-        trainer=trainer,
-        evaluation=evaluation,
-        budget=budget,
-        manifest=manifest,
-        evaluate_every=cfg.evaluation.every,
-        checkpoint_every=cfg.checkpoint.every,
-        checkpoint_keep=cfg.checkpoint.keep,
     )
 
 
@@ -305,83 +286,11 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
         raise
 
 
-def check(function: Any, *args: Any, **kwargs: Any) -> Any:
+def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def describe(cfg: DictConfig, run_name: str, schedule: FlowSchedule, ranks: Ranks) -> RunManifest:
-    config = OmegaConf.to_container(cfg, resolve=True)
-    return RunManifest(
-        run_name=run_name,
-        study=cfg.study,
-        method=cfg.method.name,
-        model=cfg.model.path,
-        seed=cfg.seed,
-        config=config,
-        config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
-        schedule={name: value.tolist() for name, value in vars(schedule).items()},
-        schedule_hash=fingerprint(schedule),
-        git=git_state(),
-        packages={name: metadata.version(name) for name in PACKAGES},
-        hardware=hardware(ranks),
-        world_size=ranks.world_size,
-    )
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What may not change when a run continues: all but where it lies, how far it goes and how often it is saved."""
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-
-
-def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    old, new = flat(identity(known)), flat(identity(wanted))
-    differing = [
-        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
-    if differing:
-        raise ConfigError(
-            f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
-            "choose another study or run_name, or delete it"
-        )
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()}
-
-
-def git_state() -> dict[str, Any] | None:
-    """The commit that the code came from and whether the tree differed from it."""
-
-    def git(*args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
-
-    if not shutil.which("git") or git("rev-parse", "HEAD").returncode:
-        return None
-    return {"commit": git("rev-parse", "HEAD").stdout.strip(), "dirty": bool(git("status", "--porcelain").stdout.strip())}
-
-
-def hardware(ranks: Ranks) -> dict[str, Any]:
-    gpu = ranks.device.type == "cuda"
-    name = torch.cuda.get_device_name(ranks.device) if gpu else platform.processor() or platform.machine()
-    return {
-        "device_type": ranks.device.type,
-        "device": name,
-        "devices": ranks.world_size,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _start(iteration: int) -> dict[str, Any]:
-    slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")}
-    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "iteration": iteration, "host": platform.node(), "pid": os.getpid(), "slurm": slurm}
 
 
 def summary(directory: Path) -> str:

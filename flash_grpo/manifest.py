@@ -1,0 +1,102 @@
+"""What a run says of itself before it starts, and whether a directory holds the same run."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flash_grpo.distributed import Ranks
+from flash_grpo.records import RunManifest
+from flash_grpo.schedule import fingerprint
+from flash_grpo.types import FlowSchedule
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
+NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint")
+SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+
+
+def describe(config: dict[str, Any], run_name: str, schedule: FlowSchedule, ranks: Ranks) -> RunManifest:
+    """The manifest of a run of the resolved `config`, not yet started."""
+    return RunManifest(
+        run_name=run_name,
+        study=config["study"],
+        method=config["method"]["name"],
+        model=config["model"]["path"],
+        seed=config["seed"],
+        config=config,
+        config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
+        schedule={name: value.tolist() for name, value in vars(schedule).items()},
+        schedule_hash=fingerprint(schedule),
+        git=git_state(),
+        packages={name: metadata.version(name) for name in PACKAGES},
+        hardware=hardware(ranks),
+        world_size=ranks.world_size,
+    )
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What may not change when a run continues: all but where it lies, how far it goes and how often it is saved."""
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """ValueError naming the keys in which the directory's run differs from the wanted one."""
+    old, new = flat(identity(known)), flat(identity(wanted))
+    differing = [
+        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    if differing:
+        raise ValueError(
+            f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
+            "choose another study or run_name, or delete it"
+        )
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()}
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that the code came from and whether the tree differed from it."""
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+
+    if not shutil.which("git") or git("rev-parse", "HEAD").returncode:
+        return None
+    return {"commit": git("rev-parse", "HEAD").stdout.strip(), "dirty": bool(git("status", "--porcelain").stdout.strip())}
+
+
+def hardware(ranks: Ranks) -> dict[str, Any]:
+    gpu = ranks.device.type == "cuda"
+    name = torch.cuda.get_device_name(ranks.device) if gpu else platform.processor() or platform.machine()
+    return {
+        "device_type": ranks.device.type,
+        "device": name,
+        "devices": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def start(iteration: int) -> dict[str, Any]:
+    """One entry of `RunManifest.starts`."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "iteration": iteration,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "slurm": {key: os.environ[key] for key in SLURM_IDS if key in os.environ},
+    }

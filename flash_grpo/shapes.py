@@ -1,0 +1,83 @@
+"""The little world: 9 frames of 16x16 RGB in which one soft-edged coloured shape moves over a dark ground.
+
+Shape legend as in `types.py`: B videos, F frame, H height, W width, C colour. Lengths are in pixels, colours in [0, 1].
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+FRAMES = 9
+SIZE = 16
+GROUND = 0.05
+EDGE = 0.9
+COLOURS = {"red": (0.95, 0.15, 0.15), "green": (0.15, 0.85, 0.2), "blue": (0.15, 0.3, 1.0), "yellow": (0.95, 0.9, 0.1)}
+SHAPES = ("ball", "square")
+DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What a caption asks for; `str` gives the caption back."""
+
+    colour: str
+    shape: str
+    direction: str
+
+    def __str__(self) -> str:
+        return f"a {self.colour} {self.shape} moving {self.direction}"
+
+
+_CAPTIONS = {
+    str(caption): caption
+    for caption in (Caption(colour=c, shape=s, direction=d) for c, s, d in product(COLOURS, SHAPES, DIRECTIONS))
+}
+
+
+def captions() -> list[str]:
+    """The 32 captions, always in the same order: colour, then shape, then direction (the fastest)."""
+    return list(_CAPTIONS)
+
+
+def parse(text: str) -> Caption:
+    """What `text` asks for; ValueError if it is not one of `captions()`."""
+    if text not in _CAPTIONS:
+        allowed = f"a {'|'.join(COLOURS)} {'|'.join(SHAPES)} moving {'|'.join(DIRECTIONS)}"
+        raise ValueError(f"{text!r} is no caption of the little world; allowed: {allowed!r}")
+    return _CAPTIONS[text]
+
+
+def colour_of(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
+    """The index in `COLOURS` of the colour each text asks for, int64 [B]."""
+    return torch.tensor([list(COLOURS).index(parse(text).colour) for text in texts])
+
+
+def direction_of(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
+    """The unit vector (x right, y down) in which each text asks the shape to move, float32 [B, 2]."""
+    return torch.tensor([DIRECTIONS[parse(text).direction] for text in texts])
+
+
+def render(texts: list[str] | tuple[str, ...], generator: torch.Generator) -> torch.Tensor:
+    """One clip per text, float32 [B, 9, 16, 16, 3] in [0, 1]; size, speed, start drawn from `generator` alone."""
+    radius_B, centre_BF2 = _draw_motion(direction_of(texts), generator)
+    pixel_W = torch.arange(SIZE) + 0.5
+    pixel_HW2 = torch.stack(torch.meshgrid(pixel_W, pixel_W, indexing="xy"), dim=-1)
+    offset_BFHW2 = pixel_HW2 - centre_BF2[:, :, None, None]
+    round_B = torch.tensor([parse(text).shape == "ball" for text in texts])[:, None, None, None]
+    ball_BFHW, square_BFHW = offset_BFHW2.norm(dim=-1), offset_BFHW2.abs().amax(-1) / 0.9
+    distance_BFHW = torch.where(round_B, ball_BFHW, square_BFHW)
+    cover_BFHW1 = torch.sigmoid((radius_B[:, None, None, None] - distance_BFHW) / EDGE)[..., None]
+    colour_BC = torch.tensor(list(COLOURS.values()))[colour_of(texts)]
+    return GROUND + cover_BFHW1 * (colour_BC[:, None, None, None] - GROUND)
+
+
+def _draw_motion(direction_B2: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Radius [B] and centre per frame [B, F, 2] of shapes that move 6 to 9 pixels, well inside the frame."""
+    draw_4B = torch.rand(4, len(direction_B2), generator=generator)
+    radius_B = 2.2 + 0.8 * draw_4B[0]
+    path_B2 = direction_B2 * (6.0 + 3.0 * draw_4B[1])[:, None]
+    room_B2 = (SIZE - 2 * radius_B[:, None] - path_B2.abs()) / 2
+    middle_B2 = SIZE / 2 + room_B2 * (draw_4B[2:].T - 0.5)
+    progress_F = torch.linspace(-0.5, 0.5, FRAMES)
+    return radius_B, middle_B2[:, None] + path_B2[:, None] * progress_F[:, None]
