@@ -13,8 +13,9 @@ FOLDER, STATE = "checkpoints", "state.pt"
 def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
     """Writes the state, then forgets all but the newest `keep`. A full disk leaves the older ones as they were."""
     folder = run_dir / FOLDER
-    final, aside = folder / f"{iteration:06d}", folder / f".{iteration:06d}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    final, aside = folder / f"{iteration:06d}", folder / f".{iteration:06d}"
+    for left in folder.glob(".*"):  # by a process that was killed
+        shutil.rmtree(left)
     aside.mkdir(parents=True)
     try:
         with open(aside / STATE, "wb") as file:
@@ -24,9 +25,11 @@ def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Pat
     except (OSError, RuntimeError):  # torch reports a full disk as RuntimeError
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
+    if final.exists():  # saved before its evaluation, now after it
+        os.replace(aside / STATE, final / STATE)
+        aside.rmdir()
+    else:
+        aside.rename(final)
     for old in complete(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final

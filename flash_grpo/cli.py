@@ -1,6 +1,7 @@
 """The command line: `python train.py` and `python train.py -m`. Imports nothing heavy, so that `--help` is quick."""
 
 import difflib
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,29 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Sweep
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 CONF = str(Path(__file__).parent / "conf")
 GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
-NOT_A_RUN = ("-m", "--multirun", "-c", "--cfg", "-h", "--help", "-i", "--info")
+LONGEST_NAME = 200  # of a directory; file systems allow 255 bytes
+SWEEP = ("-m", "--multirun")
+NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
+TAKES_A_VALUE = (
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+)
+KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
 PLACE = ("study", "runs_root", "run_name", "sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
 
 
@@ -26,7 +44,10 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     """
     asked = [item.lstrip("+~") for item in overrides]
     told = sorted(item for item in asked if item.split("=")[0] not in PLACE and not item.startswith("hydra"))
-    return "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
+    name = "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
 
 
 def _resolve_name(*, _root_: DictConfig) -> str:
@@ -56,12 +77,20 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     return main
 
 
+def composed(overrides: list[str]) -> DictConfig:
+    """Another configuration, asked for from inside a `command`."""
+    from hydra import compose
+
+    return compose("config", overrides=overrides)
+
+
 def train(cfg: DictConfig) -> None:
     from flash_grpo import run
+    from flash_grpo.trainer import RewardError
 
     try:
         directory = run.run(cfg, cfg.run_name)
-    except run.RewardError as error:
+    except RewardError as error:
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)
@@ -78,57 +107,86 @@ def refuse(message: str) -> None:
 
 
 def check_overrides(arguments: list[str]) -> None:
-    """Names a misspelt key, group option or value and what is allowed; Hydra's own message names only the first."""
-    if any(argument.startswith("sweeps=") for argument in arguments) and not any(flag in arguments for flag in NOT_A_RUN):
-        refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
-    asked = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    try:
-        overrides = OverridesParser.create().parse_overrides(asked)
-    except Exception as error:  # the parser's own error classes are not public
-        refuse(f"{' '.join(asked)}: {str(error).splitlines()[0]}")
+    """Names a misspelt key, group, option or value and what is allowed, before Hydra, whose messages are longer, looks."""
+    overrides = _parsed(arguments)
+    for override in overrides:
+        if override.key_or_group == "sweeps" and not any(flag in arguments for flag in NOT_A_RUN):
+            refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
+        if override.is_sweep_override() and not any(flag in arguments for flag in SWEEP):
+            refuse(f"{override.input_line}: several values are a sweep of several runs: add -m")
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.core.global_hydra import GlobalHydra
 
     with initialize_config_dir(CONF, version_base="1.3"):
-        groups = [override for override in overrides if _is_group(override)]
+        loader = GlobalHydra.instance().config_loader()
+        groups = [item for item in overrides if item.key_or_group in loader.list_groups("") or "/" in item.key_or_group]
+        for override in groups:
+            _check_options(override, loader.get_group_options(override.key_or_group))
+        chosen = [f"{item.input_line.split('=')[0]}={value}" for item in groups for value in _values(item)[:1]]
         try:
-            cfg = compose("config", overrides=[text for override in groups for text in [_first(override)]])
+            cfg = compose("config", overrides=chosen, return_hydra_config=True)
         except HydraException as error:
-            told = str(error).split("Config search path")[0]
-            refuse(" ".join(line.strip() for line in told.splitlines() if line.strip()))
+            refuse(" ".join(str(error).split()))
         for override in overrides:
-            if override not in groups and override.type == OverrideType.CHANGE and not override.key_or_group.startswith("hydra."):
+            if override not in groups and override.type == OverrideType.CHANGE:
                 _check_key(cfg, override)
 
 
-def _is_group(override: Override) -> bool:
-    from hydra.core.global_hydra import GlobalHydra
+def _parsed(arguments: list[str]) -> list[Override]:
+    """The overrides among the arguments: all but options and the values of options."""
+    overrides = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-") or previous in TAKES_A_VALUE:
+            continue
+        try:
+            overrides += OverridesParser.create().parse_overrides([argument])
+        except HydraException as error:
+            told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
+            refuse(f"{argument}: {told[0]}; expected key=value or group=option")
+    return overrides
 
-    loader = GlobalHydra.instance().config_loader()
-    return override.key_or_group in loader.list_groups("") or "/" in override.key_or_group
+
+def _values(override: Override) -> list[Any]:
+    """What the override asks for: one value, those of a list to sweep over, none where only Hydra can tell."""
+    if override.type == OverrideType.DEL:
+        return []
+    values = getattr(override.value(), "list", []) if override.is_sweep_override() else [override.value()]
+    return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
-def _first(override: Override) -> str:
-    value = next(override.sweep_string_iterator()) if override.is_sweep_override() else override.get_value_string()
-    return f"{override.input_line.split('=')[0]}={value}"
+def _check_options(override: Override, allowed: list[str]) -> None:
+    for option in _values(override):
+        if option is not None and str(option) not in allowed:
+            refuse(f"{override.key_or_group}={option}: there is no such option; allowed: {', '.join(allowed)}")
 
 
 def _check_key(cfg: DictConfig, override: Override) -> None:
     node: Any = cfg
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(node, DictConfig | ListConfig) or (isinstance(node, DictConfig) and part not in node):
-            allowed = sorted(str(key) for key in node) if isinstance(node, DictConfig) else []
-            allowed += GROUPS if not depth else []
+        keys = {str(key) for key in node} if isinstance(node, DictConfig) else set()
+        if part not in keys and not isinstance(node, ListConfig):
+            allowed = sorted(keys - {"hydra"}) + (GROUPS if not depth else [])
             near = difflib.get_close_matches(part, allowed, n=1)
             hint = f"did you mean {'.'.join([*parts[:depth], near[0]])}? " if near else ""
             where = ".".join(parts[:depth]) or "the configuration"
             refuse(f"{override.key_or_group}: {where} has no key {part}; {hint}allowed: {', '.join(allowed) or 'none'}")
-        node = OmegaConf.to_container(node)[part] if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part) else node[part]
-    values = override.value().list if isinstance(override.value(), Sweep) and hasattr(override.value(), "list") else [override.value()]
-    for value in values:
-        if isinstance(node, int | float) and not isinstance(node, bool) and isinstance(value, str | bool):
-            refuse(f"{override.key_or_group}={value}: expected a number, as in {override.key_or_group}={node}")
+        try:
+            node = node[part]
+        except (OmegaConfBaseException, ValueError):  # ???, or known only when the run starts
+            return
+    for value in _values(override):
+        _check_kind(override.key_or_group, value, node)
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """Where the default is a truth value or a number, so must the value be; null and interpolations fit everywhere."""
+    for kind, (allowed, told) in KINDS.items():
+        if isinstance(default, kind):
+            fits = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
+            if not fits and value is not None and not str(value).startswith("${"):
+                refuse(f"{key}={value}: expected {told}, as in {key}={default}")
+            return
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class Evaluation:
         noise = [keyed.normal(policy.latent_shape, self.seed, "evaluation", texts[p], index) for p, index in chunk]
         condition = policy.encode(chosen)
         mask_BT = torch.zeros(len(chunk), len(self.schedule), dtype=torch.bool)
-        latent, _ = denoise(policy, condition, torch.stack(noise).to(condition.device), self.schedule, mask_BT, no_noise)
+        latent, _ = denoise(
+            policy, condition, torch.stack(noise).to(condition.device), self.schedule, mask_BT, no_noise
+        )
         video = policy.decode(latent)
         return video, reward(video, chosen)
 

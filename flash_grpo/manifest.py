@@ -19,7 +19,7 @@ from flash_grpo.schedule import fingerprint
 from flash_grpo.types import FlowSchedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint")
+NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -65,7 +65,9 @@ def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[s
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
-    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()
+    }
 
 
 def git_state() -> dict[str, Any] | None:
@@ -76,7 +78,10 @@ def git_state() -> dict[str, Any] | None:
 
     if not shutil.which("git") or git("rev-parse", "HEAD").returncode:
         return None
-    return {"commit": git("rev-parse", "HEAD").stdout.strip(), "dirty": bool(git("status", "--porcelain").stdout.strip())}
+    return {
+        "commit": git("rev-parse", "HEAD").stdout.strip(),
+        "dirty": bool(git("status", "--porcelain").stdout.strip()),
+    }
 
 
 def hardware(ranks: Ranks) -> dict[str, Any]:

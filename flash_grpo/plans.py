@@ -61,7 +61,11 @@ class SlidingWindow:
             )
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
-        return _band(torch.tensor([self._start(batch, sibling, seed) for sibling in batch.sibling_B.tolist()]), self.width, num_steps)
+        return _band(
+            torch.tensor([self._start(batch, sibling, seed) for sibling in batch.sibling_B.tolist()]),
+            self.width,
+            num_steps,
+        )
 
     def _start(self, batch: PromptBatch, sibling: int, seed: int) -> int:
         if self.move == "slide":

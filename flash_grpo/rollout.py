@@ -74,7 +74,9 @@ def _stochastic(
 def joined(parts: list[Transitions], like: torch.Tensor) -> Transitions:
     """The parts' transitions in one; `like` gives an empty one its latent shape."""
     empty = torch.empty(0, dtype=torch.long)
-    none = Transitions(rollout_N=empty, step_N=empty, x_NCFHW=like[:0], x_next_NCFHW=like[:0], logp_old_N=like.new_empty(0))
+    none = Transitions(
+        rollout_N=empty, step_N=empty, x_NCFHW=like[:0], x_next_NCFHW=like[:0], logp_old_N=like.new_empty(0)
+    )
     return Transitions(**{name: torch.cat([getattr(part, name) for part in [none, *parts]]) for name in vars(none)})
 
 

@@ -1,6 +1,7 @@
 """One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
 
 import logging
+import math
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from tqdm import tqdm
 
 from flash_grpo import checkpoint, manifest, samples
@@ -32,6 +34,16 @@ from flash_grpo.records import (
 from flash_grpo.trainer import RewardError, Trainer
 
 log = logging.getLogger(__name__)
+COUNTS = (
+    "threads",
+    "rollout.batch",
+    "training.batch",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "evaluation.every",
+    "evaluation.sampler.noises_per_prompt",
+    "evaluation.sampler.batch",
+)
 
 
 class ConfigError(ValueError):
@@ -88,6 +100,7 @@ class Run:
         with trainer.meter.phase(EVALUATION), trainer.ema.applied():
             evaluated = self.evaluation(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
         trainer.meter.settle()
+        refuse_unusable(evaluated, self.iteration)
         self.evaluated = self.iteration
         self._write(self._eval_record(evaluated))
         if sheet and trainer.ranks.is_main:
@@ -211,10 +224,13 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 def prepare(cfg: DictConfig, run_name: str) -> Run:
     """The run, checked and loaded, with its directory; nothing has been computed yet."""
+    for key in COUNTS:
+        if not OmegaConf.select(cfg, key) >= 1:
+            raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be at least 1")
     ranks = Ranks(device(cfg))
     budget = build(cfg.budget, "budget")
     evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
-    directory = Path(cfg.runs_root) / cfg.study / run_name
+    directory = Path(str(cfg.runs_root), str(cfg.study), str(run_name))
     config = OmegaConf.to_container(cfg, resolve=True)
     known = read_manifest(directory)
     if known:
@@ -241,6 +257,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
     checked(method.plan.check, len(schedule))
+    checked(method.advantage, torch.zeros(1, 2))
     prompts = build(cfg.prompts, "prompts")
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
     layout = checked(Layout, **sizes, world_size=ranks.world_size)
@@ -266,6 +283,12 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     )
 
 
+def refuse_unusable(evaluated: Evaluated, iteration: int) -> None:
+    unusable = [text for text, reward in evaluated.prompt_rewards.items() if not math.isfinite(reward)]
+    if unusable:
+        raise RewardError(f"evaluation at iteration {iteration}: the reward of {unusable[0]!r} is not finite")
+
+
 def device(cfg: DictConfig) -> str:
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
@@ -278,6 +301,8 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
     """Hydra's instantiate, with the part's own complaint as a `ConfigError`."""
     try:
         return instantiate(node, **more)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be given") from error
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | OSError):
             raise ConfigError(str(error.__cause__)) from error

@@ -14,7 +14,7 @@ from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import IterationRecord
 from flash_grpo.rewards import Reward
-from flash_grpo.rollout import denoise, initial_noise, joined, sde_noise
+from flash_grpo.rollout import SdeNoise, denoise, initial_noise, joined, sde_noise
 from flash_grpo.sde import log_prob, sde_mean, sde_noise_std
 from flash_grpo.types import FlowSchedule, LossTerms, PromptBatch, Rollouts, Scores, Transitions
 from flash_grpo.weighting import rescaled_to_mean_one
@@ -63,17 +63,26 @@ class Trainer:
             rollouts = self.rollout(self.layout.batch(iteration, text_P, self.ranks.rank))
         with self.meter.phase("reward"):
             scores = self.reward(rollouts.video_BFHWC, rollouts.batch.text)
-            reward_PG = self._over_ranks(rollouts.batch, scores.total_B)
+            reward_PG = self.over_ranks(rollouts.batch, scores.total_B)
             _refuse_unusable(reward_PG, text_P, iteration)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
         return self._record(iteration, rollouts.batch, scores, reward_PG, trained)
 
     def rollout(self, batch: PromptBatch) -> Rollouts:
+        """The batch's rollouts, all randomness drawn from the run's seed."""
+        return self.rollout_from(
+            batch,
+            mask_BT=self.method.plan(batch, len(self.schedule), self.seed),
+            noise_BCFHW=initial_noise(batch, self.policy.latent_shape, self.seed, self.method.initial_noise),
+            draw=sde_noise(batch, self.policy.latent_shape, self.seed),
+        )
+
+    def rollout_from(
+        self, batch: PromptBatch, mask_BT: torch.Tensor, noise_BCFHW: torch.Tensor, draw: SdeNoise
+    ) -> Rollouts:
+        """The batch's rollouts from the given mask and noise, `rollout_batch` at a time."""
         condition_BMD = self.policy.encode(batch.text)
-        mask_BT = self.method.plan(batch, len(self.schedule), self.seed)
-        noise_BCFHW = initial_noise(batch, self.policy.latent_shape, self.seed, self.method.initial_noise)
-        draw = sde_noise(batch, self.policy.latent_shape, self.seed)
         latents, videos, transitions = [], [], []
         for rows in torch.arange(len(batch)).split(self.rollout_batch):
             latent, taken = denoise(
@@ -147,7 +156,9 @@ class Trainer:
     ) -> LossTerms:
         """Replays the transitions' SDE steps under the present policy."""
         x = taken.x_NCFHW
-        sigma, std, dt = (value[taken.step_N].to(x) for value in (self.schedule.sigma_S, self.schedule.std_T, self.schedule.dt_T))
+        sigma, std, dt = (
+            value[taken.step_N].to(x) for value in (self.schedule.sigma_S, self.schedule.std_T, self.schedule.dt_T)
+        )
         timestep_N, condition = self.schedule.timestep_T[taken.step_N], condition_BMD[taken.rollout_N]
         mean = sde_mean(x, self.policy.velocity(x, timestep_N, condition), sigma, std, dt)
         forwards = len(taken) * self.policy.evaluations_per_velocity
@@ -181,7 +192,7 @@ class Trainer:
         self.ema.update(self.optimizer_steps)
         return float(norm)
 
-    def _over_ranks(self, batch: PromptBatch, value_B: torch.Tensor) -> torch.Tensor:
+    def over_ranks(self, batch: PromptBatch, value_B: torch.Tensor) -> torch.Tensor:
         """All ranks' values as a matrix [P, G], the same on every rank."""
         value_PG = torch.zeros(batch.num_prompts, batch.group_size)
         value_PG[batch.prompt_B, batch.sibling_B] = value_B.cpu()
@@ -213,7 +224,7 @@ class Trainer:
             seconds={phase: seconds[phase] for phase in ("rollout", "reward", "update")},
             reward_mean=float(reward_PG.mean()),
             reward_std=float(reward_PG.std(correction=0)),
-            reward_parts={name: float(self._over_ranks(batch, part).mean()) for name, part in scores.parts.items()},
+            reward_parts={name: float(self.over_ranks(batch, part).mean()) for name, part in scores.parts.items()},
             within_group_std=float(spread_P.mean()),
             groups_without_spread=float((spread_P == 0).double().mean()),
             transitions=total,

@@ -23,7 +23,9 @@ class Policy(Protocol):
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
         """float32 [B, C, F, H, W], guidance applied."""
 
-    def base_velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+    def base_velocity(
+        self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
+    ) -> torch.Tensor:
         """The same of the model before any training."""
 
     def keep_base(self) -> None:

@@ -56,7 +56,9 @@ class WanPolicy:
         return self._guided(self.transformer, x_BCFHW, timestep_B, condition_BMD)
 
     @torch.no_grad()
-    def base_velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+    def base_velocity(
+        self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
+    ) -> torch.Tensor:
         return self._guided(self._base, x_BCFHW, timestep_B, condition_BMD)
 
     def keep_base(self) -> None:
@@ -70,7 +72,9 @@ class WanPolicy:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad}
 
-    def _guided(self, transformer, x: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+    def _guided(
+        self, transformer, x: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
+    ) -> torch.Tensor:
         """Both halves of guidance go through in one batch."""
         timestep_B = timestep_B.to(x.device)
         if self.guidance == 1:
