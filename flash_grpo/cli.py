@@ -20,18 +20,6 @@ GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
 LONGEST_NAME = 200  # of a directory; file systems allow 255 bytes
 SWEEP = ("-m", "--multirun")
 NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
-TAKES_A_VALUE = (
-    "-c",
-    "--cfg",
-    "-p",
-    "--package",
-    "-cp",
-    "--config-path",
-    "-cn",
-    "--config-name",
-    "-cd",
-    "--config-dir",
-)
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
 PLACE = ("study", "runs_root", "run_name", "sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
 
@@ -71,7 +59,9 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             refuse(str(error))
 
     def main() -> None:
-        check_overrides(sys.argv[1:])
+        options, asked = split(sys.argv[1:])
+        check_overrides(options, asked)
+        sys.argv[1:] = [*options, *asked]  # Hydra would refuse `train.py seed=1 -m sweeps=demo`
         guarded()
 
     return main
@@ -106,13 +96,22 @@ def refuse(message: str) -> None:
     sys.exit(2)
 
 
-def check_overrides(arguments: list[str]) -> None:
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides."""
+    options, asked = [], []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        value = previous.startswith("-") and previous not in SWEEP and "=" not in argument and argument[:1] != "~"
+        (options if argument.startswith("-") or value else asked).append(argument)
+    return options, asked
+
+
+def check_overrides(options: list[str], asked: list[str]) -> None:
     """Names a misspelt key, group, option or value and what is allowed, before Hydra, whose messages are longer, looks."""
-    overrides = _parsed(arguments)
+    overrides = [_parsed(argument) for argument in asked]
     for override in overrides:
-        if override.key_or_group == "sweeps" and not any(flag in arguments for flag in NOT_A_RUN):
+        if override.key_or_group == "sweeps" and not any(flag in options for flag in NOT_A_RUN):
             refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
-        if override.is_sweep_override() and not any(flag in arguments for flag in SWEEP):
+        if override.is_sweep_override() and not any(flag in options for flag in SWEEP):
             refuse(f"{override.input_line}: several values are a sweep of several runs: add -m")
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -132,18 +131,12 @@ def check_overrides(arguments: list[str]) -> None:
                 _check_key(cfg, override)
 
 
-def _parsed(arguments: list[str]) -> list[Override]:
-    """The overrides among the arguments: all but options and the values of options."""
-    overrides = []
-    for previous, argument in zip(["", *arguments], arguments, strict=False):
-        if argument.startswith("-") or previous in TAKES_A_VALUE:
-            continue
-        try:
-            overrides += OverridesParser.create().parse_overrides([argument])
-        except HydraException as error:
-            told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
-            refuse(f"{argument}: {told[0]}; expected key=value or group=option")
-    return overrides
+def _parsed(argument: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
+        refuse(f"{argument}: {told[0]}; expected key=value or group=option")
 
 
 def _values(override: Override) -> list[Any]:

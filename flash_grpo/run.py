@@ -192,17 +192,25 @@ def _advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop at the iteration's end; a second Ctrl-C does not wait for it."""
+    """Ctrl-C or SIGTERM asks for a stop at the iteration's end; a second Ctrl-C does not wait for it.
+
+    Under Slurm SIGTERM and USR2 are blocked before Python starts (see `slurm/`): they stay pending until looked for here,
+    so that none is lost in start-up or in C code, and no process that the run started dies of them.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._noted = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
+    @property
+    def requested(self) -> bool:
+        return self._noted or bool(signal.sigpending() & {signal.SIGTERM, signal.SIGUSR2})
+
     def _note(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._noted = True
         log.warning("%s: saving at the end of this iteration", signal.Signals(number).name)
 
 

@@ -10,7 +10,8 @@ CELL, MARGIN, LINE = 64, 8, 14
 
 def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_rows: int = 16, max_frames: int = 9) -> None:
     """One row per text, its caption above its frames. videos: uint8 [F, H, W, 3] each."""
-    rows = list(videos.items())[:: max(1, -(-len(videos) // max_rows))]
+    chosen = torch.linspace(0, len(videos) - 1, min(max_rows, len(videos))).round().long().tolist()
+    rows = [list(videos.items())[index] for index in chosen]
     frames = [_frames(video, max_frames) for _, video in rows]
     width = 2 * MARGIN + max(sum(frame.width + 2 for frame in row) for row in frames)
     height = MARGIN + sum(row[0].height + LINE + MARGIN for row in frames)
