@@ -40,7 +40,6 @@ COUNTS = (
     "training.batch",
     "checkpoint.every",
     "checkpoint.keep",
-    "evaluation.every",
     "evaluation.sampler.noises_per_prompt",
     "evaluation.sampler.batch",
 )
@@ -63,7 +62,7 @@ class Run:
     evaluation: Evaluation
     budget: Budget
     manifest: RunManifest
-    evaluate_every: int
+    evaluate_every: float
     checkpoint_every: int
     checkpoint_keep: int
     iteration: int = 0
@@ -76,12 +75,12 @@ class Run:
             if self.evaluated < 0:
                 self._evaluate("start.png")
                 self._save()
-            while self._spent() < 1:
+            while (spent := self._spent()) < 1:
                 record = self.trainer.iterate(self.iteration + 1)
                 self.iteration = record.iteration
                 self._write(record)
                 _advance(bar, self._spent(), record)
-                if self.iteration % self.evaluate_every == 0 and self._spent() < 1:
+                if self._due(spent) and self._spent() < 1:
                     self._evaluate()
                 leave = self.trainer.ranks.any(stop.requested)
                 if leave or self.iteration % self.checkpoint_every == 0:
@@ -91,6 +90,11 @@ class Run:
         if self.evaluated < self.iteration:
             self._evaluate("end.png")
             self._save()
+
+    def _due(self, spent_before: float) -> bool:
+        """Whether the last iteration has crossed a multiple of `evaluate_every`, a share of the budget."""
+        reached, before = (int(spent / self.evaluate_every + 1e-9) for spent in (self._spent(), spent_before))
+        return reached > before
 
     def _spent(self) -> float:
         return self.budget.spent(self.iteration, self.trainer.meter.cost)
@@ -235,6 +239,8 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
     for key in COUNTS:
         if not OmegaConf.select(cfg, key) >= 1:
             raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be at least 1")
+    if not 0 < cfg.evaluation.every <= 1:
+        raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
     ranks = Ranks(device(cfg))
     budget = build(cfg.budget, "budget")
     evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
