@@ -1,0 +1,41 @@
+# `make` alone prints what there is.
+PYTHON ?= python3
+READY := .venv/.ready
+BIN := .venv/bin
+
+export MPLBACKEND := Agg
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test test-slurm lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "One run: $(BIN)/python train.py     Everything it takes: $(BIN)/python train.py --help"
+
+demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (5 minutes on two cores)
+	$(BIN)/python train.py -m sweeps=demo
+	$(BIN)/python -m analysis.report runs/demo
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest -n 2 -m "not slurm"
+
+test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, three minutes (first, as root: slurm/dev_cluster install)
+	$(BIN)/python -m pytest -m slurm
+
+lint: $(READY)  ## style and likely mistakes; `make format` mends most of it
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY)  ## formats the code, mends what can be mended without thought
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## removes .venv and caches, leaves runs/ alone
+	rm -rf .venv .pytest_cache .ruff_cache
+
+# Made anew where the dependencies changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
