@@ -1,0 +1,1 @@
+"""Hydra plugins of the suite. Hydra imports every module here at each start, so they import nothing heavy."""

@@ -1,0 +1,133 @@
+"""What a run's own process does: on this machine or on a node, in each of its ranks."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, open_dict
+
+INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
+WAIT_FOR_THE_KILL_S = 600
+
+
+def run_here(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
+    """A run on this machine. Until it handles SIGTERM itself, being stopped ends it as a Ctrl-C would."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return _run(launcher, cfg, number, singletons)
+
+
+def run_on_node(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
+    """A run under Slurm. SIGTERM and USR2 are blocked since before Python began: they wait until the run looks
+    (`signal.sigpending`), whatever it does meanwhile, and the processes that it starts do not die of them."""
+    _forget_earlier_starts()
+    try:
+        return _run(launcher, cfg, number, singletons)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            _leave()
+        raise
+
+
+def _forget_earlier_starts() -> None:
+    """A start that died with its node may have left a result, which the launcher would take for this one's."""
+    import submitit
+
+    submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+
+
+def _run(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
+    job = _export_ranks()
+    Singleton.set_state(singletons)
+    setup_globals()
+    with open_dict(cfg.hydra.job):
+        cfg.hydra.job.id, cfg.hydra.job.num = job.job_id, number
+    try:
+        result = run_job(
+            hydra_context=launcher.hydra_context,
+            task_function=launcher.task_function,
+            config=cfg,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    finally:
+        _end_children()
+    if result.status == JobStatus.FAILED:  # Hydra keeps the exception to itself; raised, it reaches the log and Slurm
+        raise result._return_value
+    return result
+
+
+def _end_children() -> None:
+    """Workers and servers that the run started and left: they were shielded from the signals, and end with it."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _export_ranks() -> Any:
+    """Several tasks form one group without `accelerate launch`: torch and Accelerate read these variables."""
+    import submitit
+
+    job = submitit.JobEnvironment()
+    if job.num_tasks > 1:
+        group = submitit.helpers.TorchDistributedEnvironment()
+        group.master_addr = _reachable(group.master_addr)
+        group.export(set_cuda_visible_devices=False, overwrite=True)
+    return job
+
+
+def _reachable(host: str) -> str:
+    """Torch would try in vain for minutes where a name does not resolve; srun runs on the first node."""
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+
+
+# -- leaving so that Slurm starts the run again ------------------------------------------------------------------------
+
+
+def _leave() -> NoReturn:
+    """After an interrupted run has saved on all ranks: rank 0 has Slurm start the job again, where that is meant."""
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        os._exit(0)  # a failing exit code would take rank 0 along
+    state, preempted = _job_state()
+    print(f"asked to stop in state {state}{' by preemption' if preempted else ''}", flush=True)
+    if state == "RUNNING" and (preempted or signal.SIGUSR2 in signal.sigpending()):
+        _requeue()
+    os._exit(INTERRUPTED)
+
+
+def _job_state() -> tuple[str, bool]:
+    """RUNNING with USR2: a time limit's warning, or a preemption's. RUNNING, preempted: SIGTERM was a preemption.
+    RUNNING with SIGTERM alone: another rank has failed. Anything else: cancelled, or Slurm starts it again itself."""
+    shown = subprocess.run(["scontrol", "-o", "show", "job", _job()], capture_output=True, text=True).stdout
+    fields = dict(re.findall(r"(\w+)=(\S+)", shown))
+    return fields.get("JobState", "UNKNOWN"), fields.get("PreemptTime", "None") not in ("None", "N/A")
+
+
+def _job() -> str:
+    """An array's element by its own name: its SLURM_JOB_ID may be the array's, and would requeue all of it."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _requeue() -> None:
+    asked = subprocess.run(["scontrol", "requeue", _job()], capture_output=True, text=True)
+    if asked.returncode == 0:
+        print("requeued", flush=True)
+        os._exit(0)
+    # A job that is killed in its grace time comes back, one that exits does not.
+    print(f"{asked.stderr.strip()}; waiting for Slurm to end and requeue the job", flush=True)
+    time.sleep(WAIT_FOR_THE_KILL_S)

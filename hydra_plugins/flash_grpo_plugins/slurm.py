@@ -1,0 +1,177 @@
+"""`hydra/launcher=slurm_resumable`: a sweep as a Slurm job array that can be trusted with days.
+
+What this adds to hydra-submitit-launcher: a run that fails is FAILED in Slurm, on whichever rank; one that is preempted
+or at its time limit saves, is requeued and goes on; what was submitted, code and configuration, is what every start
+runs; the launcher waits for all runs and names every failure, or, with `detach=true`, writes the job ids and returns.
+"""
+
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+
+from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
+from hydra_plugins.flash_grpo_plugins._node import run_on_node
+from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+log = logging.getLogger(__name__)
+
+# submitit's own names of what Slurm calls time, mem and ntasks-per-node; all else goes to sbatch by its name.
+SUBMITIT_NAMES = ("timeout_min", "mem_gb", "tasks_per_node", "nodes", "cpus_per_task", "gpus_per_node", "name")
+SUBMITIT_NAMES += ("stderr_to_stdout",)
+NOT_SBATCH = ("submitit_folder", "max_num_timeout")
+ASK_SLURM_S = 15.0
+
+
+@dataclass
+class SlurmResumableConf(SlurmQueueConf):
+    _target_: str = "hydra_plugins.flash_grpo_plugins.slurm.ResumableSlurmLauncher"
+    submitit_folder: str = "${hydra.sweep.dir}/%j"
+    name: str = "${study}"
+    # a site's own; or hydra.launcher.partition=... on the command line
+    account: str | None = "${oc.env:FLASH_GRPO_ACCOUNT,null}"
+    partition: str | None = "${oc.env:FLASH_GRPO_PARTITION,null}"
+    constraint: str | None = "${oc.env:FLASH_GRPO_CONSTRAINT,null}"
+    qos: str | None = "${oc.env:FLASH_GRPO_QOS,null}"
+    timeout_min: int = 24 * 60  # of one start; a run goes on in the next
+    signal_delay_s: int = 300  # the time to save in, before the time limit
+    stderr_to_stdout: bool = True  # one log per rank
+    additional_parameters: dict[str, Any] = field(default_factory=lambda: {"requeue": True})
+    srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1"])
+    detach: bool = "${oc.select:detach,false}"  # submit and return at once
+
+
+ConfigStore.instance().store("slurm_resumable", SlurmResumableConf, group="hydra/launcher", provider="flash_grpo")
+
+
+class ResumableSlurmLauncher(SlurmLauncher):
+    def __init__(self, detach: bool = False, **params: Any) -> None:
+        super().__init__(**params)
+        self.detach = detach
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self._refuse_what_cannot_run()
+        runs = compose(self, job_overrides, initial_job_idx)
+        study = Path(self.config.hydra.sweep.dir)
+        code = snapshot(study / "code")
+        jobs = self._submit(runs, code)
+        _write_jobs(study / "jobs.jsonl", runs, jobs, code)
+        log.info("submitted %d runs as %s; a log for each rank in %s/", len(runs), _short(jobs), study)
+        if self.detach:
+            return [JobReturn(overrides=run.overrides, status=JobStatus.COMPLETED) for run in runs]
+        return _wait(runs, jobs)
+
+    def _refuse_what_cannot_run(self) -> None:
+        missing = [name for name in ("sbatch", "srun", "scontrol", "sacct") if not shutil.which(name)]
+        if missing:
+            refuse(
+                f"{', '.join(missing)}: not found on this machine, so there is no Slurm here (slurm=local needs none)"
+            )
+        accounting = subprocess.run(["sacct", "-nX", "-S", "now"], capture_output=True, text=True)
+        if accounting.returncode:
+            refuse(f"without Slurm's accounting no failure would be noticed ({_last_line(accounting.stderr)})")
+        limit, delay = 60 * self.params["timeout_min"], self.params["signal_delay_s"]
+        if delay >= limit:
+            refuse(f"hydra.launcher: signal_delay_s={delay} leaves nothing of timeout_min={limit // 60} to run in")
+        gpus, tasks = self.params["gpus_per_node"] or 0, self.params["tasks_per_node"]
+        if gpus not in (0, tasks):
+            refuse(f"hydra.launcher: gpus_per_node={gpus} but tasks_per_node={tasks}; each rank has one GPU")
+
+    def _submit(self, runs: list[Run], code: Path) -> list[Any]:
+        import submitit
+
+        folder = Path(self.params["submitit_folder"])
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_python=_python(code))
+        executor.update_parameters(**self._parameters())
+        points = [(self, run.cfg, run.number, Singleton.get_state()) for run in runs]
+        try:
+            with redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint, and then raises it
+                return executor.map_array(run_on_node, *zip(*points, strict=True))
+        except submitit.core.utils.FailedJobError as error:
+            refuse(f"Slurm takes no such job: {_last_line(str(error))}")
+
+    def _parameters(self) -> dict[str, Any]:
+        asked = {key: value for key, value in self.params.items() if key not in NOT_SBATCH}
+        if asked["cpus_per_task"]:  # since Slurm 22.05 a step does not inherit it, and would be bound to one core
+            asked["srun_args"] = [*asked["srun_args"], f"--cpus-per-task={asked['cpus_per_task']}"]
+        return {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in asked.items()}
+
+
+def _python(code: Path) -> str:
+    """The interpreter of every rank at every start, on the copied code. The signals that ask a run to stop are blocked
+    before Python begins, so that none is lost or fatal during the imports."""
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(code), *([inherited] if inherited else [])])
+    settings = [f"PYTHONPATH={path}", "PYTHONSAFEPATH=1"]  # safe: the working directory holds other code by then
+    return shlex.join(["env", "--block-signal=USR2", "--block-signal=TERM", *settings, sys.executable])
+
+
+def _write_jobs(path: Path, runs: list[Run], jobs: list[Any], code: Path) -> None:
+    """One line per submitted run: what finds it again without this process."""
+    with open(path, "a") as file:
+        for run, job in zip(runs, jobs, strict=True):
+            line = {
+                "job_id": job.job_id,
+                "run": run.name,
+                "directory": run.directory,
+                "overrides": run.overrides,
+                "ranks": job.num_tasks,
+                "folder": str(job.paths.folder),
+                "code": str(code),
+                "submitted": time.time(),
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def _wait(runs: list[Run], jobs: list[Any]) -> list[JobReturn]:
+    for run, job in zip(runs, jobs, strict=True):
+        run.job, run.began = job, time.monotonic()
+    board, asked = Board(running=list(runs)), time.monotonic()
+    try:
+        while board.running:
+            if time.monotonic() - asked > ASK_SLURM_S:
+                asked = time.monotonic()
+                board.running[0].job.watcher.update()  # of all jobs; submitit itself would ask ever more rarely
+            board.collect(over=_over)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        log.warning(
+            "no longer waiting; %d runs go on without this process (scancel %s)", len(board.running), _short(jobs)
+        )
+        sys.exit(130)
+    board.end()
+    return [run.job.results()[0] for run in runs]
+
+
+def _over(runs: list[Run]) -> list[Run]:
+    """Those that ended and are not to start again: one whose node failed is NODE_FAIL in the accounting, but queues."""
+    done = [run for run in runs if run.job.done()]
+    if not done:
+        return []
+    queue = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True)
+    return [run for run in done if run.job.job_id not in queue.stdout.split()] if queue.returncode == 0 else []
+
+
+def _short(jobs: list[Any]) -> str:
+    """12_0, 12_1, 12_2 are all elements of array 12."""
+    return jobs[0].job_id.split("_")[0]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]

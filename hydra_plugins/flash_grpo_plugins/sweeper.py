@@ -1,0 +1,28 @@
+"""`hydra/sweeper=overridable`: what the command line sweeps over replaces what the file in `sweeps/` says of the same key.
+
+Hydra's basic sweeper multiplies the two: `sweeps=ablation seed=0,1` would run every seed of the file twice.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class OverridableConf(BasicSweeperConf):
+    _target_: str = "hydra_plugins.flash_grpo_plugins.sweeper.OverridableSweeper"
+
+
+ConfigStore.instance().store("overridable", OverridableConf, group="hydra/sweeper", provider="flash_grpo")
+
+
+class OverridableSweeper(BasicSweeper):
+    def sweep(self, arguments: list[str]) -> Any:
+        asked = {argument.split("=")[0].lstrip("+") for argument in arguments}
+        self.params = {key: value for key, value in (self.params or {}).items() if key not in asked}
+        return super().sweep(arguments)
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Nothing: the launchers compose every point before they start one. Once is enough, at 0.1 s a point."""

@@ -1,0 +1,276 @@
+"""`hydra/launcher=slurm_resumable` against a real Slurm, slurm/dev_cluster, with a toy app that counts steps."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEV_CLUSTER = ROOT / "slurm" / "dev_cluster"
+GRACE = 8  # seconds between a preemption and the kill
+INSTALLED = Path("/usr/sbin/slurmctld").exists()
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(
+        not INSTALLED, reason="Slurm is not installed here: slurm/dev_cluster install (Debian, as root)"
+    ),
+]
+
+APP = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import hydra
+
+@hydra.main(config_path=".", config_name="config", version_base="1.3")
+def main(cfg):
+    import flash_grpo
+    rank, place = os.environ.get("RANK", "0"), Path(cfg.study) / cfg.run_name
+    place.mkdir(exist_ok=True, parents=True)
+    note = lambda name, *words: print(*words, file=open(place / f"{name}-{rank}", "a"), flush=True)
+    note("starts", flash_grpo.__file__, os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR"))
+    time.sleep(cfg.import_s)
+    if cfg.do == "raise" and rank == str(cfg.raising_rank):
+        raise ValueError("no such reward")
+    child = subprocess.Popen(["sleep", "1000"])
+    saved = place / f"saved-{rank}"
+    step = int(saved.read_text()) if saved.exists() else 0
+    while step < cfg.steps:
+        time.sleep(0.2)
+        step += 1
+        note("steps", step)
+        if signal.sigpending() & {signal.SIGTERM, signal.SIGUSR2}:
+            saved.write_text(str(step))
+            note("child", child.poll())
+            sys.exit(130)
+    child.kill()
+    note("complete")
+
+main()
+"""
+
+CONFIG = """
+defaults:
+  - _self_
+  - override hydra/launcher: slurm_resumable
+  - override hydra/job_logging: stdout
+runs_root: .
+study: study
+detach: false
+run_name: ${do}${seed}
+do: work
+seed: 0
+steps: 10
+import_s: 0
+raising_rank: 0
+hydra:
+  run: {dir: .}
+  sweep: {dir: "${runs_root}/${study}/.submitit", subdir: .}
+  output_subdir: null
+  launcher: {timeout_min: 5, signal_delay_s: 20, cpus_per_task: 1, mem_gb: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Four nodes whose preemption sends SIGTERM. Every command of these tests goes to it."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
+    settings = {"DIR": folder, "NODES": 4, "GRACE": GRACE, "REQUEUE_WAIT": 5, "PORT": 27817}
+    environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
+    try:
+        subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)
+        yield {**environment, "SLURM_CONF": str(folder / "etc/slurm.conf"), "PYTHONPATH": str(ROOT)}
+    finally:
+        subprocess.run([DEV_CLUSTER, "purge"], env=environment, check=True)
+
+
+class Sweep:
+    """A sweep of the toy app under way, and what Slurm says of it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str) -> None:
+        self.folder, self.environment = folder, environment
+        (folder / "app.py").write_text(APP)
+        (folder / "config.yaml").write_text(CONFIG)
+        command = [sys.executable, "app.py", "-m", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+    def slurm(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def end(self, seconds: float = 60) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=seconds)
+        return self.process.returncode, output
+
+    def jobs(self) -> list[str]:
+        eventually(lambda: (self.folder / "study/.submitit/jobs.jsonl").exists(), "submitted")
+        lines = (self.folder / "study/.submitit/jobs.jsonl").read_text().splitlines()
+        return [json.loads(line)["job_id"] for line in lines]
+
+    def state(self, job: str) -> str:
+        """The accounting's state and exit code, of the last start."""
+        return self.slurm("sacct", "-nXP", "-j", job, "-o", "State,ExitCode").strip().replace("|", " ")
+
+    def read(self, run: str, name: str, rank: int = 0) -> list[str]:
+        path = self.folder / "study" / run / f"{name}-{rank}"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def until_step(self, run: str, step: int) -> None:
+        eventually(lambda: str(step) in self.read(run, "steps"), f"{run} at step {step}")
+
+
+def eventually(holds: Callable[[], object], what: str, seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not {what} in {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def sweep(cluster, tmp_path):
+    started: list[Sweep] = []
+
+    def start(*arguments: str) -> Sweep:
+        started.append(Sweep(tmp_path, cluster, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+    subprocess.run(["scancel", "--user", str(os.getuid())], env=cluster, check=True)
+
+
+def went_on_where_it_was(one: Sweep, run: str, rank: int = 0) -> bool:
+    """Each step once, in order, over two starts."""
+    steps = [int(step) for step in one.read(run, "steps", rank)]
+    return len(one.read(run, "starts", rank)) == 2 and steps == list(range(1, len(steps) + 1))
+
+
+def test_an_exception_on_any_rank_fails_the_job_and_no_other(sweep):
+    one = sweep("do=work,raise", "raising_rank=1", "hydra.launcher.nodes=2")
+    code, output = one.end()
+    work, failing = one.jobs()
+    assert code == 1
+    assert "1 of 2 runs complete" in output
+    assert "FAILED  raise0: ValueError: no such reward" in output
+    assert one.state(work) == "COMPLETED 0:0"
+    assert one.state(failing).startswith("FAILED")
+    log = (one.folder / f"study/.submitit/{failing}/{failing}_1_log.out").read_text()
+    assert "Traceback" in log
+
+
+def test_tasks_on_several_nodes_know_their_group(sweep):
+    one = sweep("steps=1", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
+    code, output = one.end()
+    groups = {tuple(one.read("work0", "starts", rank)[0].split()[1:]) for rank in range(4)}
+    assert code == 0, output
+    assert len(groups) == 1
+    assert next(iter(groups))[0] == "4"
+
+
+def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
+    shape = ("hydra.launcher.nodes=2", "hydra.launcher.cpus_per_task=16")  # whole nodes
+    one = sweep("seed=0,1", "steps=60", "hydra.launcher.partition=preemptible", *shape)
+    one.until_step("work0", 5)
+    nodes = one.slurm("squeue", "-h", "-j", one.jobs()[0], "-o", "%N").strip()
+    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-N2", "-w", nodes, "-o", "/dev/null", "--wrap", "sleep 3")
+    code, output = one.end(90)
+    assert code == 0, output
+    assert all(went_on_where_it_was(one, "work0", rank) for rank in (0, 1))
+    assert len(one.read("work1", "starts")) == 1
+    assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal
+
+
+def test_a_time_limit_s_warning_requeues_the_run(sweep):
+    one = sweep("steps=40")
+    one.until_step("work0", 5)
+    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+    code, output = one.end(90)
+    assert code == 0, output
+    assert went_on_where_it_was(one, "work0")
+
+
+def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep):
+    one = sweep("import_s=3")
+    eventually(lambda: one.read("work0", "starts"), "started")
+    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+    code, output = one.end(90)
+    assert code == 0, output
+    assert went_on_where_it_was(one, "work0")
+    assert one.read("work0", "child") == ["None"]
+
+
+def test_a_cancelled_run_saves_and_stays_cancelled(sweep):
+    one = sweep("seed=0,1", "steps=40")
+    one.until_step("work0", 5)
+    one.slurm("scancel", one.jobs()[0])
+    code, _ = one.end(90)
+    assert code == 1
+    assert one.read("work0", "saved")
+    assert len(one.read("work0", "starts")) == 1
+    assert one.state(one.jobs()[0]).startswith("CANCELLED")
+    assert one.state(one.jobs()[1]) == "COMPLETED 0:0"
+
+
+def test_a_killed_rank_ends_the_job_as_failed_within_seconds(sweep):
+    one = sweep("steps=1000", "hydra.launcher.tasks_per_node=2")
+    eventually(lambda: one.read("work0", "steps", 1), "started")
+    began = time.monotonic()
+    one.slurm("scancel", "--signal=KILL", one.jobs()[0] + ".0")
+    eventually(lambda: one.state(one.jobs()[0]).startswith("FAILED"), "failed")
+    assert time.monotonic() - began < 20
+
+
+def test_a_node_that_goes_down_costs_only_what_was_not_saved(sweep):
+    one = sweep("steps=30")
+    one.until_step("work0", 5)
+    node = one.slurm("squeue", "-h", "-j", one.jobs()[0], "-o", "%N").strip()
+    one.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    subprocess.run([DEV_CLUSTER, "up"], env=one.environment, check=True)
+    code, output = one.end(90)
+    assert code == 0, output
+    assert len(one.read("work0", "starts")) == 2
+
+
+def test_what_was_submitted_is_what_runs(sweep):
+    one = sweep("seed=0")
+    one.end()
+    (start,) = one.read("work0", "starts")
+    copied = Path(start.split()[0]).parent
+    assert one.folder in copied.parents
+    assert (copied / "types.py").read_bytes() == (ROOT / "flash_grpo/types.py").read_bytes()
+    assert json.loads((copied.parent / "git.json").read_text())["dirty"] in (True, False)
+
+
+def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(sweep):
+    one = sweep("seed=0,1", "detach=true")
+    code, _ = one.end(20)
+    assert code == 0
+    assert not one.read("work0", "complete")
+    eventually(lambda: one.read("work0", "complete") and one.read("work1", "complete"), "complete")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("hydra.launcher.partition=nowhere", "Invalid partition"),
+        ("hydra.launcher={gpus_per_node:16,tasks_per_node:16}", "not available"),
+        ("hydra.launcher={gpus_per_node:8,tasks_per_node:1}", "gpus_per_node=8 but tasks_per_node=1"),
+        ("hydra.launcher={timeout_min:5,signal_delay_s:300}", "leaves nothing"),
+        ("seed=0,1 run_name=same", "one directory"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(sweep, argument, told):
+    one = sweep(*argument.split(" "))
+    code, output = one.end(30)
+    assert code == 2
+    assert told in output
+    assert len(output.strip().splitlines()) == 1
+    assert not one.slurm("squeue", "-h")
