@@ -1,0 +1,182 @@
+"""The ablation: {ITG} × {TGR} with main effects, interaction, shared noise, differences from Flash, cost to a target.
+
+Rewards are at equal budget. Methods are paired by seed, and by prompt where both have the prompts.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import curves, statistics, style
+from analysis.statistics import NOTHING, Estimate, contrast_estimate, mean_estimate
+from analysis.study import Study
+
+REFERENCE = "flash"
+SWITCHES = {  # arm -> (iso-temporal grouping, gradient rectification)
+    "naive_one_step": (False, False),
+    "no_rectification": (True, False),
+    "no_iso_temporal": (False, True),
+    "flash": (True, True),
+}
+EFFECTS = {
+    "ITG (main effect)": {"flash": 0.5, "no_iso_temporal": -0.5, "no_rectification": 0.5, "naive_one_step": -0.5},
+    "TGR (main effect)": {"flash": 0.5, "no_rectification": -0.5, "no_iso_temporal": 0.5, "naive_one_step": -0.5},
+    "ITG × TGR (interaction)": {"flash": 1, "no_iso_temporal": -1, "no_rectification": -1, "naive_one_step": 1},
+    "Shared initial noise": {"shared_noise": 1, "flash": -1},
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimated contrast of arms; `differences`: the values per seed where it is paired, else empty."""
+
+    estimate: Estimate
+    differences: np.ndarray
+    paired: bool
+
+
+def effect(summaries: pd.DataFrame, weights: dict[str, float], column: str = "at_budget") -> Effect:
+    """A weighted sum of arms, over the seeds that all have; of the arms' means (stratified) if fewer than three do."""
+    seeds = {arm: curves.by_seed(summaries, arm, column).dropna() for arm in weights}
+    shared = pd.concat(seeds, axis=1, join="inner")
+    if len(shared) >= statistics.SMALLEST_N or 0 < len(shared) == max(map(len, seeds.values())):
+        differences = (shared * pd.Series(weights)).sum(axis=1).to_numpy()
+        return Effect(replace(mean_estimate(differences), signed=True), differences, True)
+    estimate = contrast_estimate(list(seeds.values()), list(weights.values()))
+    return Effect(replace(estimate, signed=True), np.array([]), False)
+
+
+def effects_table(summaries: pd.DataFrame) -> pd.DataFrame:
+    """Main effects, interaction and shared noise per SDE noise, and over both; Holm's correction over the table."""
+    rows = []
+    for name, weights in EFFECTS.items():
+        per_noise = {noise: effect(part, weights) for noise, part in curves.by_noise(summaries)}
+        found = {noise: item for noise, item in per_noise.items() if item.estimate.n}
+        rows += [_effect_row(name, noise, item) for noise, item in found.items()]
+        if len(found) > 1 and all(item.paired for item in found.values()):
+            both = contrast_estimate([item.differences for item in found.values()], [1 / len(found)] * len(found))
+            rows.append(_effect_row(name, "both", Effect(replace(both, signed=True), np.array([]), True)))
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["p (Holm)"] = statistics.holm([item.p for item in table["Effect on reward"]])
+    return table
+
+
+def _effect_row(name: str, noise: str, item: Effect) -> dict:
+    return {
+        "Effect": name,
+        "SDE noise": noise,
+        "n": item.estimate.n,
+        "Seeds": "paired" if item.paired else "unpaired",
+        "Effect on reward": item.estimate,
+        "Smallest detectable": statistics.smallest_detectable_effect(item.differences),
+    }
+
+
+def differences_from_flash(study: Study, summaries: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """Every arm minus Flash at equal budget: over seeds (paired), and over prompts at the seeds that both ran."""
+    rows = []
+    for noise, part in curves.by_noise(summaries):
+        some = study.with_noise(noise)
+        budget = part["budget"].iloc[0]
+        flash = curves.prompt_rewards_at(some, REFERENCE, cost, budget)
+        for arm in style.ordered(set(part["arm"]) - {REFERENCE}):
+            found = effect(part, {arm: 1, REFERENCE: -1})
+            prompts = prompt_differences(curves.prompt_rewards_at(some, arm, cost, budget), flash)
+            rows.append(_difference_row(arm, noise, found, prompts))
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["p (Holm)"] = statistics.holm([item.p for item in table["Difference from Flash"]])
+    return table
+
+
+def prompt_differences(rewards: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
+    """Per prompt, the mean over the shared seeds of the difference; both frames have seeds as rows."""
+    seeds, prompts = rewards.index.intersection(reference.index), rewards.columns.intersection(reference.columns)
+    return (rewards.loc[seeds, prompts] - reference.loc[seeds, prompts]).mean().to_numpy()
+
+
+def _difference_row(arm: str, noise: str, found: Effect, prompts: np.ndarray) -> dict:
+    over_prompts = replace(mean_estimate(prompts), signed=True) if len(prompts) >= statistics.SMALLEST_N else NOTHING
+    return {
+        "Method": style.look(arm).name,
+        "SDE noise": noise,
+        "n": found.estimate.n,
+        "Difference from Flash": found.estimate,
+        "Smallest detectable": statistics.smallest_detectable_effect(found.differences),
+        "over prompts, same seeds": over_prompts,
+        "prompts": over_prompts.n,
+    }
+
+
+def target_reward(summaries: pd.DataFrame) -> float:
+    """Default target: the base plus half of the best method's mean gain at equal budget."""
+    base = summaries["base"].mean()
+    best = summaries.groupby(["noise", "arm"])["at_budget"].mean().max()
+    return float(base + (best - base) / 2)
+
+
+def cost_to_target(study: Study, arm: str, target: float, horizon: float, cost: str) -> tuple[Estimate, int, int]:
+    """Restricted mean cost to the target up to the horizon, runs that reached it, runs; no run with records is dropped.
+
+    A run that never reached the target, a failed or running one too, is right-censored at its last evaluation.
+    """
+    some = curves.seed_curves(study.evaluations[study.evaluations["arm"] == arm], cost)
+    if not some or not np.isfinite([target, horizon]).all():
+        return NOTHING, 0, len(some)
+    times, reached = map(
+        np.array, zip(*(statistics.time_to_target(c.cost, c.value, target) for c in some), strict=True)
+    )
+    within = reached & (times <= horizon)
+    return statistics.restricted_mean_estimate(times, reached, horizon), int(within.sum()), len(some)
+
+
+def ablation(study: Study, summaries: pd.DataFrame, cost: str, target: float | None = None) -> pd.DataFrame:
+    """The two switches, reward at equal budget (mean, interquartile mean), area under the curve, cost to a target."""
+    target = target_reward(summaries) if target is None and len(summaries) else target
+    unit = curves.cost_unit(cost, study.on_cpu)
+    rows = []
+    for noise, part in curves.by_noise(summaries):
+        some = study.with_noise(noise)
+        horizon = part["budget"].iloc[0]
+        for arm in style.ordered(part["arm"]):
+            spent, reached, runs = cost_to_target(some, arm, target, horizon, cost)
+            rows.append(
+                {
+                    "Method": style.look(arm).short,
+                    "SDE noise": noise,
+                    **_switch_words(arm),
+                    "n": int((part["arm"] == arm).sum()),
+                    f"Reward at {horizon:.3g} {unit}": mean_estimate(curves.by_seed(part, arm, "at_budget")),
+                    "Interquartile mean": statistics.bootstrap_estimate(
+                        curves.by_seed(part, arm, "at_budget"), statistics.interquartile_mean
+                    ),
+                    "Area under the curve": mean_estimate(curves.by_seed(part, arm, "area")),
+                    f"{unit} to reward {target:.3g}": spent if reached else f"> {horizon:.3g}",
+                    "reached": f"{reached} of {runs}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _switch_words(arm: str) -> dict[str, str]:
+    switches = SWITCHES.get(arm, (None, None)) if arm != "shared_noise" else (True, True)
+    return {name: {True: "yes", False: "no", None: "–"}[on] for name, on in zip(("ITG", "TGR"), switches, strict=True)}
+
+
+def difference_forest(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Differences from Flash with their intervals, a row per method and SDE noise."""
+    labels = []
+    for row, item in enumerate(table.itertuples(index=False)):
+        name, _, n, estimate = item[:4]
+        look = style.look_named(name)
+        style.draw_estimate(ax, row, estimate, look)
+        labels.append(f"{look.short}  n={n}")
+    ax.axvline(0, color=style.look(REFERENCE).color, linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.set_xlabel("Reward minus Flash-GRPO's, at equal budget, paired by seed")
+    return ax

@@ -1,0 +1,77 @@
+"""A study in one small file: `python -m analysis.archive runs/<study> […] study.tar.xz`.
+
+Keeps every manifest and every record, numbers rounded to six significant digits; leaves out checkpoints and samples.
+`load_study` and the report read the file like the directories it was made from.
+"""
+
+import argparse
+import io
+import json
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flash_grpo.records import MANIFEST, RECORDS
+
+KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json")
+SUFFIX = ".tar.xz"
+
+
+def pack(studies: list[Path], archive: Path) -> None:
+    with tarfile.open(archive, "w:xz") as tar:
+        for study in studies:
+            for file in sorted(file for name in KEPT for file in (*study.glob(name), *study.glob(f"*/{name}"))):
+                _add(tar, file, Path(study.resolve().name) / file.relative_to(study))
+
+
+def _add(tar: tarfile.TarFile, file: Path, name: Path) -> None:
+    """One file, JSON rounded line by line; a line that is no JSON stays as it is."""
+    text = file.read_text()
+    parts = text.splitlines(keepends=True) if file.suffix == ".jsonl" else [text]
+    data = "".join(map(_rounded_json, parts)).encode()
+    entry = tarfile.TarInfo(str(name))
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def _rounded_json(text: str) -> str:
+    try:
+        return json.dumps(_rounded(json.loads(text)), separators=(",", ":")) + "\n" * text.endswith("\n")
+    except ValueError:
+        return text
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def unpack(archive: Path) -> list[Path]:
+    """The archive's studies, in a temporary directory that lives as long as the process."""
+    folder = tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True)
+    _FOLDERS.append(folder)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder.name, filter="data")
+    return sorted(Path(folder.name).iterdir())
+
+
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.archive", description=__doc__.split("\n")[0])
+    parser.add_argument("studies", nargs="+", type=Path)
+    parser.add_argument("archive", type=Path, help=f"the file to write, *{SUFFIX}")
+    options = parser.parse_args(arguments)
+    if options.archive.suffixes[-2:] != [".tar", ".xz"]:
+        parser.error(f"the last argument is the file to write and ends in {SUFFIX}")
+    pack(options.studies, options.archive)
+    print(f"{options.archive}: {options.archive.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

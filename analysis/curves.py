@@ -1,0 +1,160 @@
+"""From a study's frames to what statistics need: curves with seeds as rows, and one row of numbers per finished run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics, style
+from analysis.study import Study
+
+# cost axis -> (column of the records, divisor, axis label, unit); the second pair where device-seconds are CPU seconds
+COSTS = {
+    "device_seconds": (
+        "cost.device_seconds",
+        1.0,
+        ("Device-seconds", "device-s"),
+        ("Device-seconds (CPU-seconds)", "CPU-s"),
+    ),
+    "device_hours": ("cost.device_seconds", 3600.0, ("GPU-hours", "GPU-h"), ("Device-hours (CPU-hours)", "CPU-h")),
+    "gpu_days": ("cost.device_seconds", 86400.0, ("GPU-days", "GPU-days"), ("Device-days (CPU-days)", "CPU-days")),
+    "pflop": ("cost.pflop", 1.0, ("PFLOP", "PFLOP"), None),
+    "forward_evaluations": ("cost.forward_evaluations", 1.0, ("Transformer forwards (samples)", "forwards"), None),
+    "iterations": ("iteration", 1.0, ("Iterations", "iterations"), None),
+}
+
+
+def cost_values(frame: pd.DataFrame, cost: str) -> pd.Series:
+    """Cumulative cost of each record in the unit of the axis."""
+    column, divisor, *_ = COSTS[cost]
+    return frame[column] / divisor
+
+
+def cost_label(cost: str, on_cpu: bool) -> str:
+    return _words(cost, on_cpu)[0]
+
+
+def cost_unit(cost: str, on_cpu: bool) -> str:
+    return _words(cost, on_cpu)[1]
+
+
+def cost_name(cost: str) -> str:
+    """As in a title: `device-seconds`."""
+    return COSTS[cost][2][0].lower().replace("pflop", "PFLOP").replace("gpu", "GPU")
+
+
+def _words(cost: str, on_cpu: bool) -> tuple[str, str]:
+    *_, on_accelerator, on_processor = COSTS[cost]
+    return on_processor if on_cpu and on_processor else on_accelerator
+
+
+REWARDS = ("base", "final", "best", "gain", "at_budget", "area", "spent", "device_seconds")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's curve, cost ascending, without missing values."""
+
+    seed: object
+    cost: np.ndarray
+    value: np.ndarray
+
+
+def seed_curves(frame: pd.DataFrame, cost: str, column: str = "reward_mean", smooth: int = 1) -> list[Curve]:
+    """A curve per run of `frame`; `smooth` is the width, in records, of a centred mean."""
+    curves = []
+    for _, run in frame.assign(_cost=cost_values(frame, cost)).groupby("run", sort=False):
+        run = run[np.isfinite(run["_cost"]) & np.isfinite(run[column])].sort_values("_cost")
+        if len(run):
+            value = run[column].rolling(smooth, center=True, min_periods=1).mean() if smooth > 1 else run[column]
+            curves.append(Curve(run["seed"].iloc[0], run["_cost"].to_numpy(), value.to_numpy()))
+    return curves
+
+
+def on_common_grid(curves: list[Curve], points: int = 81) -> tuple[np.ndarray, np.ndarray]:
+    """Costs that every seed has reached [G] and the seeds' values there [S, G], linear between records."""
+    start, end = max(curve.cost[0] for curve in curves), min(curve.cost[-1] for curve in curves)
+    grid = np.linspace(start, end, points) if end > start else np.array([start])
+    return grid, np.stack([np.interp(grid, curve.cost, curve.value) for curve in curves])
+
+
+def equal_budget(study: Study, cost: str = "device_seconds") -> float:
+    """The largest cost that every finished run has an evaluation at or beyond; NaN without one."""
+    evaluations = study.finished(study.evaluations)
+    evaluations = evaluations[np.isfinite(evaluations["reward_mean"])]
+    last = cost_values(evaluations, cost).groupby(evaluations["run"]).max()
+    return float(last.min()) if len(last) else np.nan
+
+
+def run_summaries(study: Study, cost: str = "device_seconds", budget: float | None = None) -> pd.DataFrame:
+    """One row per finished run: rewards are evaluation rewards (EMA weights, ODE, fixed noise), costs cumulative.
+
+    base, final, best: at iteration 0, at the last and at the best evaluation; gain: final - base. at_budget: reward at
+    `budget` (default: `equal_budget` of all runs), area: mean height of the curve up to there. seconds.*: mean wall
+    seconds of an iteration by phase. spent: the run's last cost in units of `cost`.
+    """
+    budget = equal_budget(study, cost) if budget is None else budget
+    runs = study.runs.loc[study.runs["finished"], ["run", "method", "arm", "noise", "seed", "on_cpu"]]
+    evaluations = dict(list(study.finished(study.evaluations).groupby("run", sort=False)))
+    rewards = pd.DataFrame([_rewards(evaluations[run], cost, budget) for run in runs["run"]], columns=REWARDS)
+    seconds = [name for name in study.iterations.columns if name.startswith("seconds.")]
+    per_run = study.iterations.groupby("run", sort=False)
+    means = per_run[seconds].mean().assign(iterations=per_run["iteration"].max()).reindex(runs["run"])
+    return pd.concat([part.reset_index(drop=True) for part in (runs, rewards, means)], axis=1).assign(budget=budget)
+
+
+def _rewards(evaluations: pd.DataFrame, cost: str, budget: float) -> dict[str, float]:
+    [curve] = seed_curves(evaluations, cost) or [Curve(None, np.array([np.nan]), np.array([np.nan]))]
+    at_start = evaluations.loc[evaluations["iteration"] == 0, "reward_mean"]
+    base = float(at_start.iloc[0]) if len(at_start) else np.nan
+    return {
+        "base": base,
+        "final": curve.value[-1],
+        "best": curve.value.max(),
+        "gain": curve.value[-1] - base,
+        "at_budget": statistics.value_at(curve.cost, curve.value, budget),
+        "area": statistics.area_under_curve(curve.cost, curve.value, budget),
+        "spent": curve.cost[-1],
+        "device_seconds": evaluations["cost.device_seconds"].max(),
+    }
+
+
+def prompt_rewards_at(study: Study, arm: str, cost: str, budget: float) -> pd.DataFrame:
+    """Rewards at a budget, a row per finished seed of the arm and a column per prompt, linear between evaluations."""
+    evaluations = study.finished(study.evaluations)
+    rows = {}
+    for _, run in evaluations[evaluations["arm"] == arm].groupby("run", sort=False):
+        known = run[run["prompt_rewards"].map(lambda value: isinstance(value, dict) and len(value) > 0)]
+        if len(known) and cost_values(known, cost).max() >= budget:
+            rows[known["seed"].iloc[0]] = _between_evaluations(known, cost_values(known, cost).to_numpy(), budget)
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index()
+
+
+def _between_evaluations(evaluations: pd.DataFrame, costs: np.ndarray, budget: float) -> dict[str, float]:
+    position = np.interp(budget, costs, np.arange(len(costs)))
+    before, share = int(position), position - int(position)
+    first = evaluations["prompt_rewards"].iloc[before]
+    second = evaluations["prompt_rewards"].iloc[min(before + 1, len(costs) - 1)]
+    return {prompt: (1 - share) * first[prompt] + share * second[prompt] for prompt in first if prompt in second}
+
+
+def by_noise(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows per SDE noise schedule, linear first."""
+    return [(noise, frame[frame["noise"] == noise]) for noise in style.ordered_noises(frame["noise"])]
+
+
+def by_seed(summaries: pd.DataFrame, arm: str, column: str) -> pd.Series:
+    """One number per seed of an arm."""
+    rows = summaries[summaries["arm"] == arm]
+    return rows.set_index("seed")[column].sort_index()
+
+
+def paired(summaries: pd.DataFrame, arm: str, other: str, column: str) -> pd.Series:
+    """`arm` minus `other`, for the seeds that both have."""
+    return (by_seed(summaries, arm, column) - by_seed(summaries, other, column)).dropna()
+
+
+def prompt_gain(first: dict[str, float], last: dict[str, float]) -> statistics.Estimate:
+    """Gain between two evaluations of one run, paired over the prompts both have: n counts prompts, not seeds."""
+    shared = [prompt for prompt in first if prompt in last]
+    return statistics.mean_estimate([last[prompt] - first[prompt] for prompt in shared])

@@ -1,0 +1,108 @@
+"""Reward against cost, training curves and cost bars. Every function draws frames on an `ax` and returns it.
+
+A line is the mean over finished seeds at equal cost and its band the pointwise 95 % interval; with fewer than three
+seeds the seeds' own points and no band. Runs that have not completed are thin lines. A mean ends where the first of its
+seeds ends.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import curves, statistics, style
+from analysis.curves import Curve
+from analysis.study import Study
+
+
+def reward_against_cost(ax: Axes, study: Study, cost: str = "device_seconds") -> Axes:
+    """Evaluation reward (EMA weights, ODE, fixed noise) against cumulative cost, per method."""
+    _draw_arms(ax, study, study.evaluations, cost, "reward_mean")
+    return _label(ax, study, cost, "Evaluation reward")
+
+
+def training_curves(
+    ax: Axes, study: Study, cost: str = "device_seconds", column: str = "reward_mean", label: str = ""
+) -> Axes:
+    """A column of the iteration records against cost, smoothed by a centred mean over 5 % of the iterations.
+
+    Training rewards of methods with different SDE steps are not comparable: a full trajectory ends in SDE noise.
+    """
+    _draw_arms(ax, study, study.iterations, cost, column, smooth=smoothing_width(study.iterations), marked=False)
+    return _label(ax, study, cost, label or "Training reward (smoothed)")
+
+
+def smoothing_width(iterations: pd.DataFrame) -> int:
+    """An odd number of records, about 5 % of the longest run."""
+    longest = iterations["iteration"].max() if len(iterations) else 0
+    return max(1, int(longest) // 20) | 1
+
+
+def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
+    """Wall seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method)."""
+    arms = style.ordered(summaries["arm"])
+    phases = [name for name in ("rollout", "reward", "update") if f"seconds.{name}" in summaries]
+    shades = {"rollout": 1.0, "update": 0.62, "reward": 0.32}
+    totals = {arm: _phase_means(summaries, arm, phases).sum() for arm in arms}
+    reference = totals.get("flash", min(totals.values(), default=np.nan))
+    for row, arm in enumerate(arms):
+        left = 0.0
+        for phase, seconds in _phase_means(summaries, arm, phases).items():
+            ax.barh(row, seconds, left=left, height=0.62, color=style.look(arm).color, alpha=shades[phase], linewidth=0)
+            left += seconds
+        note = f" {left:.3g} s  ({left / reference:.2f}×)"
+        ax.text(left, row, note, va="center", fontsize=8, color="#333333")
+    for phase in phases:
+        ax.barh(np.nan, np.nan, color="#444444", alpha=shades[phase], label=phase)
+    ax.set_yticks(range(len(arms)), [f"{style.look(arm).short}  n={np.sum(summaries['arm'] == arm)}" for arm in arms])
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.margins(x=0.28)
+    ax.set_xlabel("Wall seconds per iteration (mean over seeds)")
+    if arms:
+        ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    return ax
+
+
+def _phase_means(summaries: pd.DataFrame, arm: str, phases: list[str]) -> pd.Series:
+    means = summaries.loc[summaries["arm"] == arm, [f"seconds.{phase}" for phase in phases]].mean()
+    return means.rename(lambda name: name.removeprefix("seconds."))
+
+
+def _draw_arms(
+    ax: Axes, study: Study, frame: pd.DataFrame, cost: str, column: str, smooth: int = 1, marked: bool = True
+) -> None:
+    finished = set(study.runs.loc[study.runs["finished"], "run"])
+    for index, arm in enumerate(style.ordered(frame["arm"])):
+        rows = frame[frame["arm"] == arm]
+        done = rows["run"].isin(finished)
+        for curve in curves.seed_curves(rows[~done], cost, column, smooth):
+            ax.plot(curve.cost, curve.value, color=style.look(arm).color, linewidth=0.7, alpha=0.6)
+        if seeds := curves.seed_curves(rows[done], cost, column, smooth):
+            _draw_mean(ax, seeds, arm, index, marked)
+
+
+def _draw_mean(ax: Axes, seeds: list[Curve], arm: str, index: int, marked: bool) -> None:
+    look = style.look(arm)
+    grid, values_SG = curves.on_common_grid(seeds)
+    line = look.line_style | {"label": f"{look.name}, n={len(seeds)}"}
+    ax.plot(grid, values_SG.mean(0), **line, markevery=(3 + 2 * index % 11, 16), zorder=3)
+    low, high = statistics.mean_interval(values_SG)
+    if len(seeds) >= statistics.SMALLEST_N:
+        ax.fill_between(grid, low, high, color=look.color, alpha=0.14, linewidth=0, zorder=2)
+    elif marked:
+        for curve in seeds:
+            ax.plot(curve.cost, curve.value, look.marker, color=look.color, markersize=3, alpha=0.5, linewidth=0)
+
+
+def _label(ax: Axes, study: Study, cost: str, what: str) -> Axes:
+    ax.set_xlabel(curves.cost_label(cost, study.on_cpu))
+    ax.set_ylabel(what)
+    ax.margins(x=0.02)
+    return ax
+
+
+def legend_below(ax: Axes, columns: int = 2) -> None:
+    """The legend under the axes, where it hides no data."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(handles, labels, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17), columnspacing=1.4)

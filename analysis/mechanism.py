@@ -1,0 +1,198 @@
+"""The mechanism, measured without training runs: `mechanism.json` of a study as tables and figures.
+
+gradient_norm: norm of one step's policy gradient against that step's λ, with uniform weights and with 1/λ.
+variance_share: share of the within-group reward variance that the step, the initial noise and the SDE noise explain.
+alignment: cosine of one iteration's policy gradient with the exact reward gradient.
+Repeats (independent batches) are the unit, as seeds are elsewhere.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import curves, style
+from analysis.statistics import mean_estimate
+
+FILE = "mechanism.json"
+COLUMNS = (
+    "quantity",
+    "noise",
+    "step",
+    "lambda",
+    "weighting",
+    "method",
+    "source",
+    "value",
+    "device_seconds",
+    "repeat",
+)
+# None of these is a method's colour.
+WEIGHTINGS = {"uniform": ("uniform weights", "#7a4b2a", "o"), "inverse_lambda": ("weights 1/λ (TGR)", "#00798c", "D")}
+SOURCES = {
+    "step": ("step", "#00798c", "o"),
+    "initial_noise": ("initial noise", "#7a4b2a", "s"),
+    "sde_noise": ("SDE noise", "#6b705c", "D"),
+}
+CANDIDATE_STEPS = range(10)  # the release's, of 20
+
+
+def load_mechanism(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Every measurement of the studies at `paths`, and notes on what could not be read."""
+    rows, notes = [], []
+    for path in paths:
+        file = Path(path) / FILE
+        if file.exists():
+            try:
+                rows += [dict(item) for item in json.loads(file.read_text())["measurements"]]
+            except (ValueError, KeyError, TypeError) as problem:
+                notes.append(f"{file} is unreadable and was left out ({type(problem).__name__}: {problem}).")
+    measurements = pd.DataFrame(rows)
+    return measurements.reindex(columns=list(dict.fromkeys([*COLUMNS, *measurements.columns]))), notes
+
+
+def gradient_norms(measurements: pd.DataFrame, noise: str, weighting: str) -> pd.DataFrame:
+    """Norms with repeats as rows and steps as columns."""
+    some = measurements[measurements["quantity"] == "gradient_norm"]
+    some = some[(some["noise"] == noise) & (some["weighting"] == weighting)].astype({"value": float, "step": int})
+    return some.pivot_table(index="repeat", columns="step", values="value").dropna(axis=1)
+
+
+def lambda_of_step(measurements: pd.DataFrame, noise: str) -> pd.Series:
+    some = measurements[(measurements["quantity"] == "gradient_norm") & (measurements["noise"] == noise)]
+    return some.astype({"step": int, "lambda": float}).groupby("step")["lambda"].first()
+
+
+def correlations(measurements: pd.DataFrame, noise: str, weighting: str = "uniform") -> np.ndarray:
+    """Correlation of log norm with log λ over the candidate steps, one per repeat."""
+    norms = gradient_norms(measurements, noise, weighting)
+    return _fits(norms[candidates(norms)], lambda_of_step(measurements, noise))[:, 0]
+
+
+def candidates(norms: pd.DataFrame) -> list[int]:
+    """The steps among the measured ones that a one-step method may train."""
+    return [step for step in norms.columns if step in CANDIDATE_STEPS]
+
+
+def _fits(norms: pd.DataFrame, lambda_: pd.Series) -> np.ndarray:
+    """Correlation and slope of log norm on log λ, a row per repeat."""
+    x = np.log(lambda_.loc[norms.columns].to_numpy())
+    rows = np.log(norms.to_numpy())
+    return np.array([[np.corrcoef(x, row)[0, 1], np.polyfit(x, row, 1)[0]] for row in rows]).reshape(-1, 2)
+
+
+def gradient_table(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Per SDE noise, weighting and range of steps: correlation and slope on λ, and the norm's variation over steps."""
+    some, rows = measurements[measurements["quantity"] == "gradient_norm"], []
+    for noise, weighting in sorted(
+        set(zip(some["noise"], some["weighting"], strict=True)), key=_linear_and_uniform_first
+    ):
+        norms = gradient_norms(some, noise, weighting)
+        for steps in dict.fromkeys([tuple(candidates(norms)), tuple(norms.columns)]):
+            part = norms[list(steps)]
+            correlation, slope = _fits(part, lambda_of_step(some, noise)).T
+            rows.append(
+                {
+                    "SDE noise": noise,
+                    "Weights": WEIGHTINGS.get(weighting, (weighting,))[0],
+                    "Steps": f"{min(steps)}–{max(steps)}",
+                    "n": len(part),
+                    "Correlation with λ (log-log)": mean_estimate(correlation),
+                    "Slope (1: proportional)": mean_estimate(slope),
+                    "Coefficient of variation": mean_estimate(part.std(axis=1, ddof=0) / part.mean(axis=1)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _linear_and_uniform_first(key: tuple[str, str]) -> tuple[int, int]:
+    return style.NOISES.index(key[0]), list(WEIGHTINGS).index(key[1])
+
+
+def gradient_against_lambda(ax: Axes, measurements: pd.DataFrame, noise: str) -> Axes:
+    """Gradient norm per step against λ, relative to its mean over the candidate steps, with intervals.
+
+    Open markers: steps that a one-step method does not train.
+    """
+    lambda_ = lambda_of_step(measurements, noise)
+    for weighting, (label, color, marker) in WEIGHTINGS.items():
+        norms = gradient_norms(measurements, noise, weighting)
+        relative = norms.div(norms[candidates(norms)].mean(axis=1), axis=0)
+        for step in relative.columns:
+            item = mean_estimate(relative[step])
+            face = color if step in CANDIDATE_STEPS else "white"
+            name = f"{label}, n={len(norms)}" if step == relative.columns[0] else None
+            ax.plot(lambda_[step], item.value, marker, color=color, markerfacecolor=face, label=name, zorder=3)
+            ax.vlines(lambda_[step], item.low, item.high, color=color, linewidth=1.2)
+    span = np.array([lambda_.min(), lambda_.max()])
+    trained = lambda_[lambda_.index.isin(CANDIDATE_STEPS)].mean()
+    ax.plot(span, span / trained, color="#888888", linewidth=1, linestyle=(0, (4, 3)), label="proportional to λ")
+    ax.set(xscale="log", yscale="log", xlabel="λ of the step", ylabel="Gradient norm / its mean")
+    style.plain_log_labels(ax.xaxis)
+    style.plain_log_labels(ax.yaxis)
+    return ax
+
+
+def variance_shares(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Share of within-group reward variance by source, a row per SDE noise."""
+    some, rows = measurements[measurements["quantity"] == "variance_share"], []
+    for noise, part in curves.by_noise(some):
+        values = {source: part.loc[part["source"] == source, "value"].astype(float) for source in SOURCES}
+        shares = {
+            f"{SOURCES[source][0]} (share)": mean_estimate(value) for source, value in values.items() if len(value)
+        }
+        rows.append({"SDE noise": noise, "n": max(item.n for item in shares.values()), **shares})
+    return pd.DataFrame(rows)
+
+
+def variance_by_source(ax: Axes, measurements: pd.DataFrame) -> Axes:
+    """The shares as dots with intervals; each is estimated on its own, so they need not add up to 1."""
+    labels = []
+    for item in variance_shares(measurements).to_dict("records"):
+        for source, (label, color, marker) in SOURCES.items():
+            if f"{label} (share)" in item:
+                estimate = item[f"{label} (share)"]
+                style.draw_estimate(ax, len(labels), estimate, style.Look(source, label, color, marker, "-"))
+                labels.append(f"{item['SDE noise']} SDE: {label}  n={estimate.n}")
+    ax.axvline(0, color="#888888", linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set_xlim(right=1.04)
+    ax.grid(False, axis="y")
+    ax.set_xlabel("Share of within-group reward variance")
+    return ax
+
+
+def alignment_table(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Cosine with the exact reward gradient per method and SDE noise, as it is and per device-second it took."""
+    some, rows = measurements[measurements["quantity"] == "alignment"], []
+    for noise, part in curves.by_noise(some):
+        for arm in style.ordered(part["method"]):
+            cosine = part.loc[part["method"] == arm, "value"].to_numpy(dtype=float)
+            seconds = part.loc[part["method"] == arm, "device_seconds"].to_numpy(dtype=float)
+            rows.append(
+                {
+                    "Method": style.look(arm).name,
+                    "SDE noise": noise,
+                    "n": len(cosine),
+                    "Cosine": mean_estimate(cosine),
+                    "Device-seconds": float(np.mean(seconds)),
+                    "Cosine per device-second": mean_estimate(cosine / seconds),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def alignment(ax: Axes, table: pd.DataFrame, column: str = "Cosine") -> Axes:
+    """A column of `alignment_table` as dots with intervals, a row per method."""
+    looks = [style.look_named(name) for name in table["Method"]]
+    for row, item in enumerate(table.to_dict("records")):
+        style.draw_estimate(ax, row, item[column], looks[row])
+    ax.axvline(0, color="#888888", linewidth=1)
+    ax.set_yticks(range(len(table)), [f"{look.short}  n={n}" for look, n in zip(looks, table["n"], strict=True)])
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.set_xlabel(f"{column} with the exact reward gradient" if column == "Cosine" else column)
+    return ax

@@ -1,0 +1,125 @@
+"""The paper's own numbers beside a study's: Table 1 and the layout of Figures 4 and 5. Caveats: paper/README.md."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import figures, style
+from analysis.statistics import Estimate, mean_estimate
+from analysis.study import Study
+
+PAPER = Path(__file__).parent / "paper"
+VBENCH_FILE = "vbench.json"
+VBENCH = ("aesthetic_quality", "imaging_quality", "subject_consistency", "object_class")
+METHOD_OF = {"Flow-GRPO": "full", "Flow-GRPO-Fast1": "window", "Flash-GRPO": "flash"}
+LAYOUT = {"fig4": ("window", "flash"), "fig5": ("full", "flash")}
+
+
+def matches_paper(study: Study) -> bool:
+    """Whether a study is of the paper's model and reward: Wan2.1 1.3B scored by HPSv3."""
+
+    def is_same(run: object) -> bool:
+        return "1.3b" in run.model.lower() and "hps" in json.dumps(run.config.get("reward", "")).lower()
+
+    return len(study.runs) > 0 and all(is_same(run) for run in study.runs.itertuples())
+
+
+def paper_curves(figure: str, split: str) -> dict[str, pd.DataFrame]:
+    """Curves read off a figure, by our method name: gpu_hours and hpsv3, about ±0.05."""
+    table = pd.read_csv(PAPER / "reward_curves.csv")
+    some = table[(table["figure"] == figure) & (table["split"] == split)]
+    return {METHOD_OF[name]: part for name, part in some.groupby("method", sort=False)}
+
+
+def reward_figure(axes: tuple[Axes, Axes], study: Study, figure: str, cost: str = "device_hours") -> tuple[Axes, Axes]:
+    """Figure 4 (Fast1 and Flash) or 5 (full and Flash): training reward left, evaluation reward right."""
+    some = study.only(LAYOUT[figure])
+    figures.training_curves(axes[0], some, cost)
+    figures.reward_against_cost(axes[1], some, cost)
+    if matches_paper(study) and cost in ("device_hours", "gpu_days"):
+        for ax, split in zip(axes, ("train_smoothed", "eval"), strict=True):
+            _overlay(ax, figure, split, 1.0 if cost == "device_hours" else 24.0)
+    axes[0].set_title("Training")
+    axes[1].set_title("Evaluation")
+    return axes
+
+
+def _overlay(ax: Axes, figure: str, split: str, divisor: float) -> None:
+    for method, curve in paper_curves(figure, split).items():
+        look = style.look(method)
+        ax.plot(
+            curve["gpu_hours"] / divisor,
+            curve["hpsv3"],
+            color=look.color,
+            linewidth=1,
+            alpha=0.55,
+            linestyle=(0, (1, 2)),
+            marker=look.marker,
+            markersize=3,
+            fillstyle="none",
+            label=f"{look.short}, paper, n=1",
+        )
+
+
+def vbench_scores(run_dir: Path) -> dict[str, float]:
+    """Percent by dimension from VBench's result JSON (`{dimension: [score, per video]}` or `{dimension: score}`)."""
+    file = run_dir / VBENCH_FILE
+    if not file.exists():
+        return {}
+    results = json.loads(file.read_text())
+    scores = {
+        name: results[name][0] if isinstance(results[name], list) else results[name]
+        for name in VBENCH
+        if name in results
+    }
+    return {name: 100 * score if score <= 1 else score for name, score in scores.items()}
+
+
+def has_vbench(study: Study) -> bool:
+    return any((path / VBENCH_FILE).exists() for path in study.runs["path"])
+
+
+def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
+    """Table 1: the paper's rows, and under each method's row the study's, with intervals over seeds."""
+    published = pd.read_csv(PAPER / "table1_vbench.csv")
+    ours = _ingested(study, summaries)
+    rows = []
+    for item in published.itertuples(index=False):
+        rows.append(
+            _table1_row(item.method, "paper", "1", item.gpu_hours, {name: getattr(item, name) for name in VBENCH})
+        )
+        if (method := METHOD_OF.get(item.method)) in set(ours.get("arm", ())):
+            rows.append(_study_row(item.method, ours[ours["arm"] == method]))
+    others = ours[~ours["arm"].isin(METHOD_OF.values())] if len(ours) else ours
+    rows += [
+        _study_row(style.look(arm).name, others[others["arm"] == arm]) for arm in style.ordered(others.get("arm", ()))
+    ]
+    return pd.DataFrame(rows)
+
+
+def _ingested(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
+    if not len(summaries):
+        return pd.DataFrame()
+    paths = study.runs.set_index("run")["path"]
+    scores = [vbench_scores(paths[run]) for run in summaries["run"]]
+    return summaries.reset_index(drop=True).join(pd.DataFrame(scores).reindex(columns=list(VBENCH)))
+
+
+def _study_row(name: str, rows: pd.DataFrame) -> dict:
+    scores = {column: mean_estimate(rows[column].astype(float)) for column in VBENCH}
+    return _table1_row(name, "this study", str(len(rows)), mean_estimate(rows["device_seconds"] / 3600), scores)
+
+
+def _table1_row(name: str, source: str, n: str, hours: float | Estimate, scores: dict[str, float | Estimate]) -> dict:
+    words = {column.replace("_", " ").capitalize(): scores.get(column, np.nan) for column in VBENCH}
+    return {"Method": name, "Source": source, "n": n, "Device-hours": hours, **words}
+
+
+def teaser_factors() -> dict[str, float]:
+    """The teaser's training cost as a multiple of Flash's, by our method name; what it counts is not stated there."""
+    table = pd.read_csv(PAPER / "teaser_cost.csv")
+    minutes = {METHOD_OF[item.method]: item.training_cost_gpu_minutes for item in table.itertuples()}
+    return {method: cost / minutes["flash"] for method, cost in minutes.items()}

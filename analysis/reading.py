@@ -1,0 +1,181 @@
+"""Read one run directory: its manifest as a row, its records as columns, and notes on what could not be read.
+
+Nothing is dropped in silence and nothing raises: what is missing or unreadable is a sentence in the notes.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flash_grpo.records import MANIFEST, RECORDS, Cost, EvalRecord, IterationRecord, RunManifest, read_records
+
+RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord}
+FLATTENED = ("cost", "seconds", "reward_parts", "steps")
+KEPT_WHOLE = ("kind", "prompt_rewards")
+
+
+@dataclass
+class LoadedRun:
+    """One run directory: its row (empty where it cannot be placed), its records by kind and column, its notes."""
+
+    row: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(run_dir: Path, name: str) -> LoadedRun:
+    run = LoadedRun()
+    if (manifest := _manifest(run_dir, run.notes)) is not None:
+        with _without_garbage_collection():
+            run.columns = _record_columns(run_dir, name, run.notes)
+        if not run.columns:
+            run.notes.append(f"no records yet (status {manifest['status']}).")
+        run.row = {"path": run_dir} | _run_row(name, manifest)
+    run.notes = [f"{name}: {note}" for note in run.notes]
+    return run
+
+
+def _manifest(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((run_dir / MANIFEST).read_text())
+        manifest["method"], manifest["seed"]
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        notes.append(f"left out, its {MANIFEST} does not say what it is ({type(problem).__name__}: {problem}).")
+        return None
+    if absent := sorted({item.name for item in dataclasses.fields(RunManifest)} - manifest.keys()):
+        notes.append(f"{MANIFEST} lacks {', '.join(absent)} (written by another version?).")
+    return {"status": "unknown", "reason": "", "config": {}, "hardware": {}, **manifest}
+
+
+def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    hardware = manifest["hardware"] or {}
+    return {
+        "run": name,
+        "method": str(manifest["method"]),
+        "noise": _noise(manifest["config"]),
+        "model": str(manifest.get("model", "unknown")),
+        "seed": manifest["seed"],
+        "status": manifest["status"],
+        "reason": manifest["reason"] or "",
+        "device": str(hardware.get("device", "unknown")),
+        "on_cpu": hardware.get("device_type") == "cpu",
+        "world_size": manifest.get("world_size", 1),
+        "config": manifest["config"] or {},
+        "git": manifest.get("git") or {},
+    }
+
+
+def _noise(config: Any) -> str:
+    """The SDE noise schedule, `linear` or `flow`, wherever the configuration keeps it."""
+    if not isinstance(config, dict):
+        return ""
+    if config.get("noise") in ("linear", "flow"):
+        return config["noise"]
+    return next((found for value in config.values() if (found := _noise(value))), "")
+
+
+def _record_columns(run_dir: Path, name: str, notes: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    records = {}
+    for record in _records(run_dir, notes):
+        records.setdefault(record.get("kind", "none"), []).append(record)
+    unknown = records.keys() - RECORD_TYPES.keys()
+    notes.extend(f"{len(records[kind])} records of the unknown kind {kind!r} were left out." for kind in unknown)
+    return {kind: _columns_of(kind, name, records[kind], notes) for kind in records.keys() & RECORD_TYPES.keys()}
+
+
+def _records(run_dir: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The readable records, with a note where the file ends in half a line or turns unreadable."""
+    count = 0
+    try:
+        for record in read_records(run_dir):
+            count += 1
+            yield record
+    except ValueError as problem:
+        notes.append(f"line {count + 1} of {RECORDS} is unreadable; it and what follows were left out ({problem}).")
+    if _ends_in_half_a_line(run_dir / RECORDS):
+        notes.append(f"the last line of {RECORDS} is cut short (crash, or still writing) and was left out.")
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def _columns_of(kind: str, run: str, records: list[dict], notes: list[str]) -> dict[str, np.ndarray]:
+    """One run's records of a kind, column by column; a missing or null number is NaN."""
+    expected = [item.name for item in dataclasses.fields(RECORD_TYPES[kind])]
+    wide, absent = _by_name(records, expected)
+    columns = {"run": _objects([run] * len(records))}
+    for name, values in wide.items():
+        if name in FLATTENED and name not in absent:
+            nested, lacking = _flat(name, values)
+            columns |= nested
+            absent += lacking
+        elif name not in FLATTENED:
+            columns[name] = _column(name, values)
+    if absent:
+        notes.append(f"{kind} records lack {', '.join(absent)} (older version?): shown as missing.")
+    return columns
+
+
+def _flat(name: str, values: Sequence[dict | list | None]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`cost` as `cost.device_seconds`, …; `steps` as `steps.0`, …; and the names that some records lack."""
+    if isinstance(values[0], list) and len({len(value) if value else 0 for value in values}) == 1:
+        return {f"{name}.{index}": column for index, column in enumerate(np.array(values, dtype=float).T)}, []
+    values = [dict(enumerate(value)) if isinstance(value, list) else value for value in values]
+    expected = {item.name for item in dataclasses.fields(Cost)} if name == "cost" else set()
+    columns, absent = _by_name(values, sorted(expected.union(*filter(None, values))))
+    return {f"{name}.{key}": _numbers(some) for key, some in columns.items()}, [f"{name}.{key}" for key in absent]
+
+
+def _by_name(records: Sequence[dict | None], names: list[str]) -> tuple[dict[str, Sequence], list[str]]:
+    """Values by name, and the names that some lack. `itemgetter` does in C what Python does slowly."""
+    if not names:
+        return {}, []
+    try:
+        return dict(zip(names, zip(*map(itemgetter(*names, names[0]), records), strict=True), strict=False)), []
+    except (KeyError, TypeError):
+        records = [record or {} for record in records]
+        absent = [name for name in names if any(name not in record for record in records)]
+        return {name: [record.get(name) for record in records] for name in names}, absent
+
+
+def _column(name: str, values: Sequence) -> np.ndarray:
+    return _objects(values) if name in KEPT_WHOLE else _numbers(values)
+
+
+def _objects(values: Sequence) -> np.ndarray:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _numbers(values: Sequence) -> np.ndarray:
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        return pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(dtype=float)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """The collector walks every record made so far, again and again; reading makes no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

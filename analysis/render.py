@@ -1,0 +1,154 @@
+"""A table of `Estimate`s, numbers and words as Markdown, CSV, LaTeX, HTML and for the terminal."""
+
+import html
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+LATEX_SPECIALS = str.maketrans(
+    {
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "λ": r"$\lambda$",
+        "×": r"$\times$",
+        "≥": r"$\ge$",
+        "–": "--",
+        MINUS: "$-$",
+    }
+)
+
+
+def half_width(estimate: Estimate) -> float:
+    """Of its interval; without one, of its points' spread; else 3 % of its size."""
+    if np.isfinite(estimate.low) and estimate.high > estimate.low:
+        return (estimate.high - estimate.low) / 2
+    return float(np.ptp(estimate.points or [0]) / 2) or abs(estimate.value) / 30
+
+
+def digits(width: float) -> int:
+    """Decimals that show two significant digits of a half-width."""
+    return int(np.clip(1 - np.floor(np.log10(width if width > 0 else 1)), 0, 4))
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The table in words."""
+    return pd.DataFrame({name: _column_text(list(table[name])) for name in table.columns}, columns=table.columns)
+
+
+def _column_text(values: Sequence) -> list[str]:
+    """One number of decimals per column, unless its intervals differ tenfold."""
+    widths = [half_width(value) for value in values if isinstance(value, Estimate) and np.isfinite(value.value)]
+    alike = widths and max(widths) < 10 * min(widths)
+    common = digits(float(np.quantile(widths, 0.75))) if widths else 0
+    own = [digits(half_width(value)) if isinstance(value, Estimate) and not alike else common for value in values]
+    return [_text(value, decimals) for value, decimals in zip(values, own, strict=True)]
+
+
+def _text(value: object, decimals: int) -> str:
+    if isinstance(value, Estimate):
+        return value.text(decimals)
+    if isinstance(value, float):
+        return "–" if np.isnan(value) else f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    return str(value)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    text = cells(table)
+    rows = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """Every estimate as four columns: value, low, high, n. A cell that is none keeps its value."""
+    columns = {}
+    for name in table.columns:
+        values = list(table[name])
+        columns[name] = [value.value if isinstance(value, Estimate) else value for value in values]
+        if any(isinstance(value, Estimate) for value in values):
+            for part in ("low", "high", "n"):
+                columns[f"{name} ({part})"] = [
+                    getattr(value, part, "") if isinstance(value, Estimate) else "" for value in values
+                ]
+    return pd.DataFrame(columns).to_csv(index=False)
+
+
+def to_latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
+    """A booktabs table."""
+    text = cells(table)
+    head = " & ".join(_latex(name) for name in text.columns)
+    rows = [" & ".join(map(_latex, row)) for row in text.to_numpy().tolist()]
+    align = "".join("l" if _css_class(list(table[name])) == "words" else "r" for name in table.columns)
+    return LATEX_TABLE % {
+        "caption": _latex(caption),
+        "label": label,
+        "align": align,
+        "head": head,
+        "rows": "\n".join(rf"{row} \\" for row in rows),
+    }
+
+
+LATEX_TABLE = r"""\begin{table}
+\centering
+\caption{%(caption)s}
+\label{tab:%(label)s}
+\begin{tabular}{%(align)s}
+\toprule
+%(head)s \\
+\midrule
+%(rows)s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+
+
+def _latex(text: str) -> str:
+    """Specials escaped; a number with its interval in maths, for the minus signs."""
+    if re.fullmatch(r"[-+]?[\d.]+ [\[(].*[\])]", text):
+        return f"${text.replace(' ', chr(92) + ' ', 1)}$"
+    return text.translate(LATEX_SPECIALS)
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """A table whose cells know their column, so that a narrow screen can stack them (see report.css)."""
+    text = cells(table)
+    kinds = {name: _css_class(list(table[name])) for name in table.columns}
+    head = "".join(f'<th class="{kinds[name]}">{html.escape(name)}</th>' for name in table.columns)
+    rows = [
+        "".join(_html_cell(name, kinds[name], table[name].iloc[row], text[name].iloc[row]) for name in table.columns)
+        for row in range(len(table))
+    ]
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+
+
+def _css_class(values: Sequence) -> str:
+    """Words are set left and may wrap; numbers and short words (`8 of 9`) right and never wrap."""
+    return "words" if any(isinstance(value, str) and len(value) > 12 for value in values) else "number"
+
+
+def _html_cell(name: str, kind: str, value: object, text: str) -> str:
+    shown = html.escape(text)
+    if isinstance(value, Estimate | float):
+        number, _, interval = shown.replace("-", MINUS).partition(" ")
+        shown = number + (f' <span class="interval">{interval}</span>' if interval else "")
+    mark = text.partition(" ")[0] if name == "Verdict" else ""
+    return f'<td class="{kind} {mark}" data-label="{html.escape(name)}"><span>{shown}</span></td>'
+
+
+def to_terminal(table: pd.DataFrame) -> str:
+    """Aligned columns: words left, numbers right."""
+    text = cells(table)
+    widths = [max(len(name), *(len(cell) for cell in text[name])) if len(text) else len(name) for name in text.columns]
+    rows = [list(text.columns), ["─" * width for width in widths], *text.to_numpy().tolist()]
+    aligned = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in aligned)

@@ -1,0 +1,269 @@
+"""What the report shows, in order: a section is a function from a study to figures and tables with captions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import ablation, curves, figures, mechanism, paper, stability, style, tables, verdicts
+from analysis.study import Study
+
+SIZE, WIDE = (6.0, 3.7), (9.0, 3.6)
+MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in parentheses and no interval."
+
+REPEATS = "Means over repeats [95 % interval]; n counts repeats."
+VERDICTS = """Supported: the estimate lies on the claim's side, its 95 % interval too, and p is below 0.05 after Holm's
+correction. Contradicted: the same on the other side. Anything else is not resolved at this n; then the smallest effect
+is named that a study of this n and spread finds four times in five."""
+ABLATION = """Rewards at equal budget. Methods are paired by seed, and by prompt where both have the prompt. Both SDEs
+together: each is resampled on its own; n seeds each."""
+STABILITY = """A seed collapsed if it failed on numbers that were not finite, or if its last evaluation lies below its
+first one: the whole 95 % interval of the difference, paired over prompts, below 0. A seed fell back if its last
+evaluation has lost more than half of the gain of its best one."""
+MECHANISM = """Measured without training runs; repeats, not seeds, are the unit. λ is the factor by which discretisation
+alone scales a step's gradient. Alignment: cosine of one iteration's policy gradient with the exact reward gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A figure or a table with its caption; `name` is its file name. `folded`: closed until clicked."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure | None = None
+    table: pd.DataFrame | None = None
+    folded: bool = False
+
+    def __post_init__(self) -> None:
+        """The column that names the SDE noise goes where there is only one."""
+        if self.table is not None and "SDE noise" in self.table and self.table["SDE noise"].nunique() < 2:
+            object.__setattr__(self, "table", self.table.drop(columns="SDE noise"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    title: str
+    text: str
+    shown: list[Shown]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All that the sections draw from."""
+
+    study: Study
+    summaries: pd.DataFrame
+    measurements: pd.DataFrame
+    cost: str
+    target: float | None = None
+
+    def by_noise(self) -> Iterator[tuple[str, str, Study]]:
+        """File suffix, words and part of the study per SDE noise; both empty where there is one noise."""
+        noises = style.ordered_noises(self.study.runs["noise"])
+        for noise in noises:
+            several = len(noises) > 1
+            words = f", {style.NOISE_NAMES.get(noise, noise)}" if several else ""
+            yield f"_{noise}" if several else "", words, self.study.with_noise(noise)
+
+
+def material(study: Study, cost: str, target: float | None = None) -> Material:
+    measurements, notes = mechanism.load_mechanism(study.paths)
+    study.notes.extend(note for note in notes if note not in study.notes)
+    summaries = curves.run_summaries(study, cost)
+    return Material(study=study, summaries=summaries, measurements=measurements, cost=cost, target=target)
+
+
+def all_sections(given: Material) -> list[Section]:
+    """Every section that has something to show."""
+    makers = {
+        "What this study can and cannot show": (claims, VERDICTS),
+        "Reward against cost": (rewards, "Bands: pointwise 95 % interval of the mean over seeds, at equal cost."),
+        "Ablation": (ablations, ABLATION),
+        "Cost": (costs, ""),
+        "Stability": (steadiness, STABILITY),
+        "Mechanism": (mechanisms, MECHANISM),
+        "Beside the paper": (
+            beside_the_paper,
+            "The paper's numbers are single runs without intervals; see analysis/paper.",
+        ),
+        "Every run": (every_run, ""),
+    }
+    made = [Section(title=title, text=text, shown=list(maker(given))) for title, (maker, text) in makers.items()]
+    return [section for section in made if section.shown]
+
+
+def claims(given: Material) -> Iterator[Shown]:
+    if len(given.summaries) or len(given.measurements):
+        table = verdicts.verdicts(given.study, given.summaries, given.measurements, given.cost)
+        caption = f"{MEANS} p: Holm's correction over this table. λ: repeats in place of seeds."
+        yield Shown(name="verdicts", title="The paper's claims in this study", caption=caption, table=table)
+
+
+def comparison(given: Material) -> Iterator[Shown]:
+    if len(given.summaries):
+        caption = f"{MEANS} Evaluation: EMA weights, ODE sampler, the same noise for every method."
+        table = tables.comparison_table(given.study, given.summaries, given.cost)
+        yield Shown(name="comparison", title="Comparison", caption=caption, table=table)
+
+
+def rewards(given: Material) -> Iterator[Shown]:
+    yield from comparison(given)
+    for suffix, words, study in given.by_noise():
+        for cost in dict.fromkeys([given.cost, "pflop"]) if len(study.evaluations) else ():
+            yield Shown(
+                name=f"reward_against_{cost}{suffix}",
+                title=f"Evaluation reward against {curves.cost_name(cost)}{words}",
+                caption="Thin lines: runs that have not completed.",
+                figure=_draw(lambda ax, study=study, cost=cost: figures.reward_against_cost(ax, study, cost)),
+            )
+        if len(study.iterations):
+            yield _training(study, given.cost, suffix, words)
+
+
+def _training(study: Study, cost: str, suffix: str, words: str) -> Shown:
+    caption = "Not comparable between plans: full-trajectory rollouts end in SDE noise, one-step rollouts do not. "
+    return Shown(
+        name=f"training_against_{cost}{suffix}",
+        title=f"Training reward{words}",
+        caption=f"{caption}Smoothed over {figures.smoothing_width(study.iterations)} iterations.",
+        figure=_draw(lambda ax: figures.training_curves(ax, study, cost)),
+    )
+
+
+def ablations(given: Material) -> Iterator[Shown]:
+    if not len(given.summaries):
+        return
+    table = ablation.ablation(given.study, given.summaries, given.cost, given.target)
+    caption = (
+        f"{MEANS} Cost to the target: restricted mean up to the budget (Kaplan-Meier); runs that never reached it "
+    )
+    caption += "are right-censored, not dropped. Default target: the base plus half of the best method's gain."
+    yield Shown(name="ablation", title="Ablation", caption=caption, table=table)
+    if len(effects := ablation.effects_table(given.summaries)):
+        caption = "Smallest detectable: what a paired t test at this n and spread finds four times in five. "
+        caption += "p: Holm's correction over this table."
+        yield Shown(name="effects", title="Main effects and interaction", caption=caption, table=effects)
+    differences = ablation.differences_from_flash(given.study, given.summaries, given.cost)
+    if len(differences) and differences["n"].any():
+        caption = "n counts seeds; the interval over prompts holds for these seeds only. p: Holm's over this table."
+        yield Shown(name="differences", title="Differences from Flash-GRPO", caption=caption, table=differences)
+        for noise in style.ordered_noises(differences["SDE noise"]):
+            part = differences[differences["SDE noise"] == noise]
+            forest = _draw(lambda ax, part=part: ablation.difference_forest(ax, part), legend=False)
+            title = ", ".join(filter(None, ["Differences from Flash-GRPO", style.NOISE_NAMES.get(noise, noise)]))
+            yield Shown(name=f"difference_forest_{noise}", title=title, caption=MEANS, figure=forest)
+
+
+def costs(given: Material) -> Iterator[Shown]:
+    if len(given.summaries):
+        caption = f"{MEANS} Evaluation not counted. What the paper's teaser counts is not stated there."
+        table = tables.cost_table(given.summaries)
+        yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
+    if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
+        bars = _draw(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
+        caption = "Wall seconds of rollout, reward and update (rank 0), mean over seeds; the factor is to Flash-GRPO."
+        yield Shown(name="cost_per_iteration", title="Seconds per iteration", caption=caption, figure=bars)
+
+
+def steadiness(given: Material) -> Iterator[Shown]:
+    if len(table := stability.stability(given.study)):
+        yield Shown(name="stability", title="Collapsed seeds", caption=f"{MEANS} Shares: Wilson.", table=table)
+    for suffix, words, study in given.by_noise():
+        for column, label in stability.PANELS.items():
+            if study.iterations[column].notna().any():
+                panel = _draw(lambda ax, study=study, column=column: stability.stability_curves(ax, study, column))
+                caption = f"Smoothed over {figures.smoothing_width(study.iterations)} iterations."
+                yield Shown(name=f"{column}{suffix}", title=f"{label}{words}", caption=caption, figure=panel)
+
+
+def mechanisms(given: Material) -> Iterator[Shown]:
+    """Tables first, so that the figures stand beside one another."""
+    measured = set(given.measurements["quantity"])
+    makers = {
+        "gradient_norm": ("gradient_norms", "Gradient norm and λ", mechanism.gradient_table),
+        "variance_share": ("variance_shares", "What explains rewards in a group", mechanism.variance_shares),
+        "alignment": ("alignment", "Estimator alignment", mechanism.alignment_table),
+    }
+    for quantity, (name, title, table) in makers.items():
+        if quantity in measured:
+            yield Shown(name=name, title=title, caption=REPEATS, table=table(given.measurements))
+    for quantity, panels in (("gradient_norm", _gradients), ("alignment", _alignments), ("variance_share", _shares)):
+        if quantity in measured:
+            yield from panels(given.measurements)
+
+
+def _gradients(measurements: pd.DataFrame) -> Iterator[Shown]:
+    norms = measurements[measurements["quantity"] == "gradient_norm"]
+    for noise in style.ordered_noises(norms["noise"]):
+        panel = _draw(lambda ax, noise=noise: mechanism.gradient_against_lambda(ax, norms, noise))
+        title = f"Gradient norm against λ, {style.NOISE_NAMES.get(noise, noise)}"
+        caption = f"{REPEATS} Open markers: steps that a one-step method does not train."
+        yield Shown(name=f"gradient_against_lambda_{noise}", title=title, caption=caption, figure=panel)
+
+
+def _alignments(measurements: pd.DataFrame) -> Iterator[Shown]:
+    table = mechanism.alignment_table(measurements)
+    for noise in style.ordered_noises(table["SDE noise"]):
+        part = table[table["SDE noise"] == noise]
+        for column in ("Cosine", "Cosine per device-second"):
+            panel = _draw(lambda ax, part=part, column=column: mechanism.alignment(ax, part, column), legend=False)
+            name = f"{column.lower().replace(' ', '_').replace('-', '_')}_{noise}"
+            title = f"{column}, {style.NOISE_NAMES.get(noise, noise)}"
+            yield Shown(name=name, title=title, caption=REPEATS, figure=panel)
+
+
+def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
+    panel = _draw(lambda ax: mechanism.variance_by_source(ax, measurements), legend=False)
+    yield Shown(name="variance_by_source", title="What explains rewards in a group", caption=REPEATS, figure=panel)
+
+
+def table1(given: Material) -> Iterator[Shown]:
+    caption = "VBench in percent. Paper rows: single runs, 350 GPU-hours a method on hardware that is not named."
+    table = paper.table1(given.study, given.summaries)
+    yield Shown(name="table1", title="Table 1", caption=caption, table=table)
+
+
+def beside_the_paper(given: Material) -> Iterator[Shown]:
+    if paper.has_vbench(given.study):
+        yield from table1(given)
+    cost = given.cost if not paper.matches_paper(given.study) else "device_hours"
+    for figure, arms in paper.LAYOUT.items():
+        for suffix, words, study in given.by_noise():
+            if set(arms) <= set(study.evaluations["arm"]):
+                pair = _draw_pair(lambda axes, study=study, f=figure: paper.reward_figure(axes, study, f, cost))
+                title = f"The layout of Figure {figure[-1]}{words}"
+                caption = "Dotted with open markers: the paper's curves, read off its figures (about ±0.05), n = 1."
+                caption = caption if paper.matches_paper(given.study) else "Another model or reward: no paper curves."
+                yield Shown(name=f"{figure}{suffix}", title=title, caption=caption, figure=pair)
+
+
+def every_run(given: Material) -> Iterator[Shown]:
+    if len(given.study.runs):
+        caption = "The interval of a single run's gain is over prompts, not over seeds."
+        table = tables.runs_table(given.study, given.summaries)
+        yield Shown(name="runs", title=f"{len(table)} runs", caption=caption, table=table, folded=True)
+
+
+def _draw(plot: Callable[[Axes], Axes], legend: bool = True) -> Figure:
+    with style.figure_style():
+        figure = Figure(figsize=SIZE)
+        ax = figure.subplots()
+        plot(ax)
+        if legend:
+            figures.legend_below(ax)
+        return figure
+
+
+def _draw_pair(plot: Callable[[np.ndarray], object]) -> Figure:
+    with style.figure_style():
+        figure = Figure(figsize=WIDE)
+        axes = figure.subplots(1, 2)
+        plot(axes)
+        handles, labels = axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.01))
+        figure.tight_layout()
+        return figure

@@ -1,0 +1,155 @@
+"""One colour, marker and line per method, the same in every figure, and the look of the figures.
+
+The seven colours were searched for: at least 7 apart in CIE lightness (so they stay apart in greyscale) and at least 25
+apart in Lab as seen with normal, protanopic, deuteranopic and tritanopic vision (a test measures both). Markers and
+lines tell the methods apart once more.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn and named; `short` is for axes, `name` for tables and legends."""
+
+    name: str
+    short: str
+    color: str
+    marker: str
+    line: str | tuple
+
+    @property
+    def line_style(self) -> dict:
+        return {"color": self.color, "marker": self.marker, "linestyle": self.line, "label": self.name}
+
+
+METHODS = {
+    "full": Look("Full trajectory (Flow-GRPO)", "Full", "#040d1e", "o", "-"),
+    "window": Look("Sliding window (Fast1)", "Window", "#611d72", "s", (0, (6, 2))),
+    "naive_one_step": Look("Naive one-step", "Naive", "#958fa2", "X", (0, (1, 1.3))),
+    "no_rectification": Look("+ iso-temporal grouping (ITG only)", "ITG only", "#4972cf", "^", (0, (4, 1.5, 1, 1.5))),
+    "no_iso_temporal": Look("+ gradient rectification (TGR only)", "TGR only", "#49c482", "v", (0, (3, 1, 1, 1, 1, 1))),
+    "flash": Look("Flash-GRPO (ITG + TGR)", "Flash", "#b8060f", "D", "-"),
+    "shared_noise": Look("Flash-GRPO + shared initial noise", "Flash, shared noise", "#fab945", "P", (0, (6, 1.5))),
+}
+FALLBACK_COLORS = ("#7a4b2a", "#00798c", "#d1499b", "#6b705c", "#3d5a80", "#e07a5f")
+FALLBACK_MARKERS = ("<", ">", "h", "p", "d", "8", "*")
+FALLBACK_LINES = ((0, (2, 1)), (0, (5, 3)), (0, (3, 1, 1, 1)), (0, (8, 2, 2, 2)))
+NOISES = ("linear", "flow")
+NOISE_NAMES = {"linear": "linear SDE noise", "flow": "flow SDE noise", "": ""}
+
+
+def look(arm: str) -> Look:
+    """The look of a method, or of an arm `method key=value …`; an unknown one always gets the same fallback."""
+    method, _, setting = arm.partition(" ")
+    setting = re.sub(r"[\w.]*\.(\w+)=", r"\1=", setting)  # optim.lr=… as lr=…
+    key = zlib.crc32(f"{method} {setting}".encode())
+    known = METHODS.get(method)
+    if known and not setting:
+        return known
+    other = Look(
+        name=f"{method} {setting}".strip(),
+        short=f"{method} {setting}".strip(),
+        color=FALLBACK_COLORS[key % len(FALLBACK_COLORS)],
+        marker=FALLBACK_MARKERS[key // 8 % len(FALLBACK_MARKERS)],
+        line=FALLBACK_LINES[key // 64 % len(FALLBACK_LINES)],
+    )
+    return (
+        replace(other, name=f"{known.name}, {setting}", short=f"{known.short}, {setting}", color=known.color)
+        if known
+        else other
+    )
+
+
+def look_named(name: str) -> Look:
+    """The look of the arm with this display name."""
+    known = next((method for method, item in METHODS.items() if name.startswith(item.name)), None)
+    return look(
+        name.replace(f"{METHODS[known].name}, ", f"{known} ").replace(METHODS[known].name, known) if known else name
+    )
+
+
+def ordered(arms: Iterable[str]) -> list[str]:
+    """Arms in the order of the paper's tables, unknown methods after them by name."""
+    order = {method: index for index, method in enumerate(METHODS)}
+    return sorted(set(arms), key=lambda arm: (order.get(arm.partition(" ")[0], len(order)), _numbers_in(arm), arm))
+
+
+def _numbers_in(arm: str) -> list[float]:
+    """The settings' values, so that lr=3e-5 stands before lr=1e-4."""
+    return [float(number) for number in re.findall(r"=(-?\d[\d.]*(?:e-?\d+)?)(?= |$)", arm)]
+
+
+def ordered_noises(noises: Iterable[str]) -> list[str]:
+    return sorted(set(noises), key=lambda noise: (NOISES.index(noise) if noise in NOISES else len(NOISES), noise))
+
+
+def figure_style() -> AbstractContextManager:
+    """Paper defaults: 9 pt sans, thin grey axes, no boxes, text kept as text in PDF and SVG."""
+    return matplotlib.rc_context(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "savefig.pad_inches": 0.04,
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 9,
+            "axes.edgecolor": "#777777",
+            "axes.labelcolor": "#222222",
+            "axes.linewidth": 0.7,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": cycler(color=[item.color for item in METHODS.values()]),
+            "grid.color": "#e6e6e6",
+            "grid.linewidth": 0.6,
+            "xtick.color": "#555555",
+            "ytick.color": "#555555",
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "lines.linewidth": 1.7,
+            "lines.markersize": 4.5,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "legend.handlelength": 3.2,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def plain_log_labels(axis: Axis) -> None:
+    """`0.3` instead of `3 × 10⁻¹`, and enough labels on an axis of less than a decade."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(
+        MaxNLocator(6) if high / low < 4 else LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,))
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def draw_estimate(ax: Axes, row: float, estimate: Estimate, item: Look) -> None:
+    """A dot with its interval on row `row`; the points themselves where n < 3."""
+    if np.isfinite(estimate.low):
+        ax.plot([estimate.low, estimate.high], [row, row], color=item.color, linewidth=2.2, solid_capstyle="round")
+    for point in estimate.points:
+        ax.plot(point, row, item.marker, color=item.color, markersize=4, alpha=0.5, markeredgewidth=0)
+    ax.plot(estimate.value, row, item.marker, color=item.color, markersize=7, markeredgecolor="white", zorder=3)

@@ -1,0 +1,113 @@
+"""The comparison table and the table of runs: frames in, a frame of `Estimate`s out (`analysis.render` writes them)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from analysis import curves, paper, style
+from analysis.statistics import Estimate, mean_estimate
+from analysis.study import Study
+
+PHASES = ("rollout", "reward", "update")
+
+
+def comparison_table(study: Study, summaries: pd.DataFrame, cost: str = "device_seconds") -> pd.DataFrame:
+    """A row per method (and SDE noise): means over finished seeds with 95 % intervals; below n = 3 the points."""
+    budget = curves.equal_budget(study, cost)
+    at_budget = f"Reward at {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
+    rows = [_comparison_row(study, rows, arm, noise, at_budget) for noise, arm, rows in _arms(summaries)]
+    return pd.DataFrame(rows)
+
+
+def _arms(summaries: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    return [
+        (noise, arm, part[part["arm"] == arm])
+        for noise, part in curves.by_noise(summaries)
+        for arm in style.ordered(part["arm"])
+    ]
+
+
+def _comparison_row(study: Study, rows: pd.DataFrame, arm: str, noise: str, at_budget: str) -> dict:
+    started = int(((study.runs["arm"] == arm) & (study.runs["noise"] == noise)).sum())
+    phases = {f"{phase} s/iteration": _mean(rows, f"seconds.{phase}") for phase in PHASES}
+    return {
+        "Method": style.look(arm).name,
+        "SDE noise": noise,
+        "n": str(len(rows)) if len(rows) == started else f"{len(rows)} of {started}",
+        "Evaluation reward": _mean(rows, "final"),
+        "Gain over base": replace(_mean(rows, "gain"), signed=True),
+        at_budget: _mean(rows, "at_budget"),
+        "Device-seconds": _mean(rows, "device_seconds"),
+        "s/iteration": mean_estimate(
+            rows[[f"seconds.{phase}" for phase in PHASES if f"seconds.{phase}" in rows]].sum(axis=1)
+        ),
+        **phases,
+    }
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The comparison table for a terminal: short names, the phases of an iteration in one column."""
+    if table.empty:
+        return table
+    phases = [f"{phase} s/iteration" for phase in PHASES]
+    split = [" + ".join(f"{item.value:.3g}" for item in row) for row in table[phases].itertuples(index=False)]
+    return table.drop(columns=phases).assign(
+        Method=[style.look_named(name).short for name in table["Method"]],
+        **{"Device-seconds": [item.value for item in table["Device-seconds"]]},
+        **{"s/iteration": [item.value for item in table["s/iteration"]], "rollout + reward + update": split},
+    )
+
+
+def _mean(rows: pd.DataFrame, column: str) -> Estimate:
+    return mean_estimate(rows.get(column, []))
+
+
+def cost_table(summaries: pd.DataFrame, reference: str = "flash") -> pd.DataFrame:
+    """Device-seconds of an iteration, and the factor to the reference paired by seed; the paper's teaser beside."""
+    summaries = summaries.assign(each=summaries["device_seconds"] / summaries["iterations"])
+    teaser = paper.teaser_factors()
+    rows = []
+    for noise, arm, some in _arms(summaries):
+        same = summaries[summaries["noise"] == noise]
+        ratio = curves.by_seed(same, arm, "each") / curves.by_seed(same, reference, "each")
+        rows.append(
+            {
+                "Method": style.look(arm).name,
+                "SDE noise": noise,
+                "n": len(some),
+                "Device-seconds per iteration": mean_estimate(some["each"]),
+                "Times Flash": mean_estimate(ratio),
+                "paper's teaser, n = 1": teaser.get(arm, np.nan),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def runs_table(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
+    """Every run of the study, whatever became of it; the gain's interval is over prompts, within the run."""
+    evaluations = dict(list(study.evaluations.groupby("run", sort=False)))
+    final = summaries.set_index("run")
+    rows = []
+    for run in study.runs.sort_values(["noise", "arm", "seed"]).itertuples():
+        some = evaluations.get(run.run)
+        rows.append(
+            {
+                "Run": run.run,
+                "Method": style.look(run.arm).short,
+                "Seed": run.seed,
+                "Status": run.status,
+                "Iterations": int(some["iteration"].max()) if some is not None else 0,
+                "Device-seconds": float(some["cost.device_seconds"].max()) if some is not None else np.nan,
+                "Evaluation reward": float(final["final"].get(run.run, np.nan)),
+                "Gain over base (95 % over prompts)": _gain(some),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _gain(evaluations: pd.DataFrame | None) -> Estimate:
+    if evaluations is None or evaluations["iteration"].iloc[0] != 0:
+        return Estimate(np.nan)
+    first, last = evaluations["prompt_rewards"].iloc[0], evaluations["prompt_rewards"].iloc[-1]
+    return replace(curves.prompt_gain(first or {}, last or {}), signed=True)
