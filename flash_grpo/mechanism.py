@@ -128,10 +128,10 @@ class Workbench:
 
     def _methods(self) -> Iterator[tuple[str, Any]]:
         """The methods of the ablation sweep, by their Hydra names."""
-        from hydra.utils import instantiate
+        from flash_grpo.run import build
 
         for ablation in self.cfg.measure.ablations:
-            method = instantiate(cli.composed([f"ablations={ablation}"]).method)
+            method = build(cli.composed([f"ablations={ablation}"]).method, "method")
             yield method.name, method
 
     def _batch(self, iteration: int) -> Any:
@@ -214,7 +214,8 @@ def _norms(found: list[dict[str, Any]], noise: str) -> Iterator[str]:
     spread = {
         weighting: float(values[:10].std(correction=0) / values[:10].mean()) for weighting, values in mean.items()
     }
-    yield f"{noise:6s} gradient norm against λ: log-log correlation {float(torch.corrcoef(points)[0, 1]):.3f} over {len(lambdas)} steps"
+    correlation = float(torch.corrcoef(points)[0, 1])
+    yield f"{noise:6s} gradient norm against λ: log-log correlation {correlation:.3f} over {len(lambdas)} steps"
     yield (
         f"{noise:6s} coefficient of variation over steps 0-9: {spread['uniform']:.3f}, "
         f"rectified {spread['inverse_lambda']:.3f}"

@@ -116,6 +116,7 @@ class RunManifest:
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
     schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
+    world_size: number of ranks.
     status: running, completed or failed; reason: one line when failed, or why it stopped.
     starts: one entry per start of the program: time, iteration it continued from, Slurm ids, host, pid.
     """

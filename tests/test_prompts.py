@@ -47,7 +47,7 @@ def test_prompt_files_are_read_line_by_line_and_a_missing_one_is_named(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     read = from_files(str(tmp_path / "train.txt"), str(tmp_path / "train.txt"))
     assert read.train == ("one", "two")
-    with pytest.raises(ValueError, match="prompts.test=nowhere.txt"):
+    with pytest.raises(ValueError, match=r"prompts\.test=nowhere\.txt"):
         from_files(str(tmp_path / "train.txt"), "nowhere.txt")
     with pytest.raises(ValueError, match="holds no prompt"):
         from_files(str(tmp_path / "empty.txt"), str(tmp_path / "train.txt"))

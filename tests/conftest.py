@@ -1,0 +1,76 @@
+"""What several tests share: runs of the tiny world that take a fraction of a second."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from flash_grpo import cli, run
+from flash_grpo.distributed import Ranks
+from flash_grpo.trainer import Trainer
+
+SMALL = (
+    "device=cpu",
+    "schedule.num_steps=11",
+    "rollout.layout.num_prompts=2",
+    "rollout.layout.group_size=4",
+    "evaluation.every=1",
+    "evaluation.sampler.schedule.num_steps=2",
+    "evaluation.sampler.noises_per_prompt=1",
+    "budget.iterations=2",
+    "budget.pflop=null",
+    "run_name=small",
+)
+
+
+@pytest.fixture(scope="session")
+def config() -> Callable[..., DictConfig]:
+    """`config("method=full", "seed=3")`: the resolved configuration of a small run, as the command line composes it."""
+
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(cli.CONF, version_base="1.3"):
+            return compose("config", overrides=[*SMALL, *overrides])
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """The overrides of a small run."""
+    return SMALL
+
+
+@pytest.fixture
+def train(config, tmp_path) -> Callable[..., Path]:
+    """`train("seed=3")`: goes through a small run, in this process, and returns its directory."""
+
+    def trained(*overrides: str) -> Path:
+        cfg = config(f"runs_root={tmp_path}", *overrides)
+        return run.run(cfg, cfg.run_name)
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def trainer(config) -> Callable[..., Trainer]:
+    """`trainer("method=full")`: the trainer of a small run, with no directory."""
+    return lambda *overrides: run.prepare_trainer(config(*overrides), Ranks("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """A run takes over Ctrl-C and sets the number of threads; the tests after it get back what they had."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before, threads = [signal.getsignal(number) for number in numbers], torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

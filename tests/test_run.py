@@ -1,0 +1,427 @@
+"""A run from its first iteration to its last: interrupted, refused, failed, continued; and what it leaves on disk."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from flash_grpo import checkpoint, run
+from flash_grpo.evaluate import Evaluation
+from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
+from flash_grpo.rewards.shapes import ShapesReward
+from flash_grpo.trainer import RewardError, Trainer
+from flash_grpo.types import Scores
+
+LONG = (
+    "schedule.num_steps=5",
+    "method.plan.last_step=3",
+    "budget.iterations=6",
+    "evaluation.every=0.6",
+    "checkpoint.every=2",
+    "optim.optimizer.lr=1e-3",
+)
+
+
+def _told(directory: Path) -> list[dict]:
+    """The records without what measures time."""
+    records = list(read_records(directory))
+    for record in records:
+        record.pop("seconds", None)
+        record.pop("evaluation_seconds")
+        record["cost"].pop("device_seconds")
+    return records
+
+
+def _state(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, by name: weights, their average, the optimizer's."""
+    state = checkpoint.newest(directory)
+    moments = {
+        f"optimizer.{index}.{key}": value
+        for index, entry in state["optimizer"]["state"].items()
+        for key, value in entry.items()
+    }
+    named = {f"{part}.{name}": value for part in ("parameters", "ema") for name, value in state[part].items()}
+    return named | moments
+
+
+def _assert_identical(directory: Path, other: Path) -> None:
+    assert _told(directory) == _told(other)
+    one, two = _state(directory), _state(other)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def _start(config, folder: Path, *overrides: str) -> Path:
+    cfg = config(*LONG, f"runs_root={folder}", *overrides)
+    return run.run(cfg, cfg.run_name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory) -> Path:
+    return _start(config, tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """`during(iteration, action)`: does it once, between the rollout and the update of that iteration."""
+
+    def arrange(iteration: int, action) -> None:
+        update, done = Trainer.update, []
+
+        def hooked(self, rollouts, advantage_PG):
+            if rollouts.batch.iteration == iteration and not done:
+                done.append(True)
+                action()
+            return update(self, rollouts, advantage_PG)
+
+        monkeypatch.setattr(Trainer, "update", hooked)
+
+    return arrange
+
+
+# -- interrupted ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_saves_at_the_iteration_s_end_and_continues_bit_identically(
+    config, tmp_path, during, uninterrupted, number
+):
+    during(3, lambda: signal.raise_signal(number))
+    with pytest.raises(run.Interrupted, match="saved at iteration 3"):
+        _start(config, tmp_path)
+    directory = tmp_path / "default/small"
+    assert checkpoint.complete(directory)[-1].name == "000003"
+    assert read_manifest(directory).status == "running"
+    assert "interrupted" in read_manifest(directory).reason
+    _start(config, tmp_path)
+    _assert_identical(directory, uninterrupted)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(config, tmp_path, during, uninterrupted):
+    def press_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    during(5, press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        _start(config, tmp_path)
+    assert [record["iteration"] for record in _told(tmp_path / "default/small")][-1] == 4
+    _start(config, tmp_path)
+    _assert_identical(tmp_path / "default/small", uninterrupted)
+
+
+def test_a_run_killed_at_random_moments_twice_continues_bit_identically(config, tmp_path, uninterrupted):
+    processes = multiprocessing.get_context("forkserver")  # fresh processes, without the seconds of importing
+    processes.set_forkserver_preload(["flash_grpo.run", "flash_grpo.policies.wan"])
+    cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
+    for lines in (random.randint(1, 2), random.randint(3, 5)):
+        process = processes.Process(target=run.run, args=(cfg, cfg.run_name))
+        process.start()
+        _wait_for_records(directory, lines, process)
+        time.sleep(random.uniform(0, 0.04))
+        process.kill()
+        process.join()
+        print(f"killed after {lines} records")
+        assert process.exitcode == -signal.SIGKILL
+    _start(config, tmp_path)
+    _assert_identical(directory, uninterrupted)
+    assert len(read_manifest(directory).starts) == 3
+
+
+def _wait_for_records(directory: Path, lines: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while sum(1 for _ in read_records(directory)) < lines:
+        assert process.is_alive(), f"the run ended before it had {lines} records"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Killed(BaseException):
+    """What nobody catches: the process is gone."""
+
+
+def test_a_run_that_dies_in_every_single_write_continues_bit_identically(config, tmp_path, monkeypatch, uninterrupted):
+    """Every start dies in the first write that no start before it has died in, until one reaches the end."""
+    died = []
+
+    def deadly(owner, name, label, half=lambda *args: None):
+        write = getattr(owner, name)
+
+        def guarded(*args, **kwargs):
+            if (name, label(*args)) not in died:
+                died.append((name, label(*args)))
+                half(*args)
+                raise Killed
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    def half_a_line(writer, record):
+        with open(writer.path, "a") as file:
+            file.write(as_json(record)[:100])
+
+    deadly(torch, "save", lambda state, file: file.name, half=lambda state, file: file.write(b"half a checkpoint"))
+    deadly(RecordWriter, "append", lambda writer, record: (record.kind, record.iteration), half=half_a_line)
+    deadly(Path, "rename", lambda path, target: str(target))
+    deadly(shutil, "rmtree", lambda path: str(path))
+    deadly(os, "replace", lambda path, target: str(target))
+    deadly(os, "truncate", lambda path, length: length > 0)
+    cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
+    for _ in range(100):
+        try:
+            run.prepare(cfg, cfg.run_name).to_the_end(run.StopRequest())
+            break
+        except Killed:
+            pass
+    assert {name for name, _ in died} == {"save", "append", "rename", "rmtree", "replace", "truncate"}
+    assert len(died) > 20
+    _assert_identical(directory, uninterrupted)
+    assert [path.name for path in (directory / "checkpoints").iterdir() if path.name > "0"] == ["000004", "000006"]
+    assert not list((directory / "checkpoints").glob(".*")), "what killed processes left is cleared away"
+
+
+def test_a_completed_run_started_again_computes_nothing(config, tmp_path, uninterrupted, monkeypatch):
+    copy = tmp_path / "default/small"
+    shutil.copytree(uninterrupted, copy)
+    before = (copy / "records.jsonl").read_bytes()
+    monkeypatch.setattr(Trainer, "iterate", None)
+    monkeypatch.setattr(Evaluation, "__call__", None)
+    _start(config, tmp_path)
+    assert (copy / "records.jsonl").read_bytes() == before
+    assert [start["iteration"] for start in read_manifest(copy).starts] == [0, 6]
+    assert read_manifest(copy).status == "completed"
+
+
+def test_a_larger_budget_continues_the_same_run(config, tmp_path, uninterrupted):
+    _start(config, tmp_path, "budget.iterations=5")
+    directory = _start(config, tmp_path)
+    iterations = [
+        [record for record in _told(one) if record["kind"] == "iteration"] for one in (directory, uninterrupted)
+    ]
+    assert iterations[0] == iterations[1]
+
+
+def test_the_same_run_twice_is_identical_and_another_seed_is_not(config, tmp_path, uninterrupted):
+    _assert_identical(_start(config, tmp_path / "again"), uninterrupted)
+    other = _told(_start(config, tmp_path / "other", "seed=1", "budget.iterations=1"))
+    assert other[0] == _told(uninterrupted)[0], "the evaluation before training does not depend on the seed"
+    assert other[1]["reward_mean"] != _told(uninterrupted)[1]["reward_mean"]
+
+
+# -- refused and failed --------------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_differing_keys(config, tmp_path, uninterrupted):
+    copy = tmp_path / "default/small"
+    shutil.copytree(uninterrupted, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(run.ConfigError) as refusal:
+        _start(config, tmp_path, "method.plan.last_step=2", "seed=4")
+    told = str(refusal.value)
+    assert "method.plan.last_step: 3 there, 2 asked for" in told
+    assert "seed: 0 there, 4 asked for" in told
+    assert "schedule" not in told
+    assert "\n" not in told
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_unusable_reward_stops_the_run_and_the_record_says_which_prompt(
+    config, tmp_path, monkeypatch, uninterrupted, value
+):
+    reward, calls = ShapesReward.__call__, itertools.count()
+
+    def spoilt(self, video, text):
+        scores = reward(self, video, text)
+        if next(calls) == 6:  # after an evaluation, iterations 1 to 4 and another evaluation
+            scores.total_B[6] = value
+            spoilt.text = text[6]
+        return Scores(total_B=scores.total_B, parts=scores.parts)
+
+    monkeypatch.setattr(ShapesReward, "__call__", spoilt)
+    with pytest.raises(RewardError):
+        _start(config, tmp_path)
+    directory = tmp_path / "default/small"
+    *_, failure = read_records(directory)
+    assert (failure["kind"], failure["iteration"]) == ("failure", 5)
+    assert f"{spoilt.text!r} (prompt 1, sibling 2) is {value}" in failure["reason"]
+    assert read_manifest(directory).status == "failed"
+    assert read_manifest(directory).reason == failure["reason"]
+    assert checkpoint.complete(directory)[-1].name == "000004"
+    _start(config, tmp_path)
+    _assert_identical(directory, uninterrupted)
+
+
+def test_an_unusable_reward_in_an_evaluation_stops_the_run_too(config, tmp_path, monkeypatch):
+    def spoilt(self, video, text):
+        return Scores(
+            total_B=torch.tensor([float("nan") if one == "a red ball moving up" else 1.0 for one in text]), parts={}
+        )
+
+    monkeypatch.setattr(ShapesReward, "__call__", spoilt)
+    with pytest.raises(RewardError, match="'a red ball moving up'"):
+        _start(config, tmp_path)
+    assert read_manifest(tmp_path / "default/small").status == "failed"
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)}, keep=1)
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    for iteration in (1, 2):
+        with pytest.raises(OSError, match="no space"):
+            checkpoint.save(tmp_path, iteration, {}, keep=1)
+    assert checkpoint.newest(tmp_path) == {"weight": torch.ones(1)}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
+
+
+# -- budgets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bound", "field"), [("budget.pflop=1.4e-6", "pflop"), ("budget.device_hours=1e-4", "device_seconds")]
+)
+def test_a_run_stops_at_the_first_iteration_that_reaches_its_budget(config, tmp_path, bound, field):
+    directory = _start(config, tmp_path, "budget.iterations=null", bound, "evaluation.every=1")
+    limit = float(bound.split("=")[1]) * (3600 if field == "device_seconds" else 1)
+    spent = [record["cost"][field] for record in read_records(directory) if record["kind"] == "iteration"]
+    assert len(spent) > 1
+    assert spent == sorted(spent)
+    assert spent[-2] < limit <= spent[-1]
+
+
+def test_the_first_of_several_budgets_ends_the_run(config, tmp_path):
+    directory = _start(config, tmp_path, "budget.iterations=2", "budget.pflop=1")
+    assert max(record["iteration"] for record in read_records(directory)) == 2
+
+
+# -- on disk -------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_record_per_iteration_and_per_evaluation_in_order(uninterrupted):
+    order = [(record["kind"], record["iteration"]) for record in read_records(uninterrupted)]
+    expected = [("evaluation", 0)]
+    for iteration in range(1, 7):
+        expected += [("iteration", iteration)] + [("evaluation", iteration)] * (iteration in (4, 6))
+    assert order == expected
+
+
+def test_evaluations_come_at_equal_shares_of_the_budget(train):
+    directory = train("budget.iterations=10", "evaluation.every=0.2", "rollout.layout.group_size=2")
+    evaluated = [record["iteration"] for record in read_records(directory) if record["kind"] == "evaluation"]
+    assert evaluated == [0, 2, 4, 6, 8, 10]
+
+
+def test_an_iteration_record_adds_up(uninterrupted):
+    records = [record for record in read_records(uninterrupted) if record["kind"] == "iteration"]
+    for record in records:
+        assert record["optimizer_steps"] == record["iteration"]
+        assert record["reward_mean"] == pytest.approx(sum(record["reward_parts"].values()), rel=1e-5)
+        assert set(record["reward_parts"]) == {"colour", "motion", "smoothness"}
+        assert 0 < record["within_group_std"] <= record["reward_std"]
+        assert sum(record["steps"]) == pytest.approx(1)
+        assert record["weight_min"] <= 1 <= record["weight_max"]
+        assert record["cost"]["forward_evaluations"] == record["iteration"] * (8 * 5 + 8)
+        assert set(record["seconds"]) == {"rollout", "reward", "update"}
+        assert min(record["seconds"].values()) > 0
+        assert record["gradient_norm"] > 0
+        assert record["lr"] == 1e-3
+
+
+def test_an_evaluation_is_no_part_of_the_cost(uninterrupted):
+    records = list(read_records(uninterrupted))
+    for before, record in itertools.pairwise(records):
+        if record["kind"] == "evaluation":
+            assert record["cost"] == before["cost"]
+            assert record["evaluation_seconds"] > before["evaluation_seconds"]
+        elif before["kind"] == "iteration":
+            assert record["evaluation_seconds"] == before["evaluation_seconds"]
+    assert records[0]["cost"]["device_seconds"] == 0
+
+
+def test_an_evaluation_record_holds_the_mean_of_every_prompt(uninterrupted):
+    record = next(read_records(uninterrupted))
+    rewards = torch.tensor(list(record["prompt_rewards"].values()))
+    assert (record["n"], len(rewards)) == (32, 32)
+    assert record["reward_mean"] == pytest.approx(float(rewards.mean()), rel=1e-5)
+    assert record["reward_sem"] == pytest.approx(float(rewards.std() / 32**0.5), rel=1e-5)
+
+
+def test_evaluations_change_no_training_and_see_the_averaged_weights(config, tmp_path, monkeypatch, uninterrupted):
+    seen, evaluate = [], Evaluation.__call__
+
+    def watched(self, policy, *rest):
+        seen.append({name: value.detach().clone() for name, value in policy.trainable().items()})
+        return evaluate(self, policy, *rest)
+
+    monkeypatch.setattr(Evaluation, "__call__", watched)
+    directory = _start(config, tmp_path, "evaluation.every=0.1", "run_name=often")
+    iterations = [
+        [record for record in _told(one) if record["kind"] == "iteration"] for one in (directory, uninterrupted)
+    ]
+    assert iterations[0] == iterations[1]
+    state = checkpoint.newest(directory)
+    assert all(torch.equal(value, state["ema"][name]) for name, value in seen[-1].items())
+    assert any((value != state["parameters"][name]).any() for name, value in seen[-1].items())
+
+
+def test_the_manifest_tells_what_ran_where(config, uninterrupted, monkeypatch, tmp_path):
+    manifest = read_manifest(uninterrupted)
+    assert (manifest.run_name, manifest.study, manifest.method, manifest.seed) == ("small", "default", "flash", 0)
+    assert (manifest.status, manifest.reason, manifest.world_size) == ("completed", "", 1)
+    assert manifest.config["schedule"]["num_steps"] == 5
+    assert manifest.config["optim"]["optimizer"]["lr"] == 1e-3, "interpolations are resolved"
+    assert manifest.packages["torch"] == torch.__version__
+    assert manifest.hardware["device_type"] == "cpu"
+    assert manifest.hardware["threads"] == 1
+    assert len(manifest.schedule["sigma_S"]) == 6
+    assert re.fullmatch("[0-9a-f]{64}", manifest.config_hash)
+    assert re.fullmatch("[0-9a-f]{64}", manifest.schedule_hash)
+    assert manifest.git is None or re.fullmatch("[0-9a-f]{40}", manifest.git["commit"])
+    assert [start["iteration"] for start in manifest.starts] == [0]
+
+
+def test_the_hashes_change_with_what_the_run_is_and_not_with_how_far_it_goes(config, train, uninterrupted, monkeypatch):
+    known = read_manifest(uninterrupted)
+    same = read_manifest(train(*LONG, "budget.iterations=1", "study=elsewhere", "checkpoint.every=1"))
+    other = read_manifest(train(*LONG, "budget.iterations=1", "schedule.noise=flow", "run_name=flow"))
+    assert (same.config_hash, same.schedule_hash) == (known.config_hash, known.schedule_hash)
+    assert other.config_hash != known.config_hash
+    assert other.schedule_hash != known.schedule_hash
+
+
+def test_every_start_notes_its_slurm_ids(train, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    manifest = read_manifest(train("budget.iterations=1"))
+    assert manifest.starts[0]["slurm"] == {"SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+def test_contact_sheets_show_the_evaluation_at_the_start_and_at_the_end(uninterrupted):
+    start, end = (Image.open(uninterrupted / "samples" / name).convert("RGB") for name in ("start.png", "end.png"))
+    assert start.size == end.size
+    assert start.width > 9 * 64
+    assert start.height > 8 * 64
+    assert len(start.getcolors(100_000)) > 100, "there is something to see"
+    assert start.tobytes() != end.tobytes(), "training has changed the videos"
+
+
+def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_are(uninterrupted):
+    told = run.summary(uninterrupted)
+    first, *_, last = [record for record in read_records(uninterrupted) if record["kind"] == "evaluation"]
+    assert f"{first['reward_mean']:.3f} -> {last['reward_mean']:.3f}" in told
+    assert str(uninterrupted / "records.jsonl") in told
+    assert "paired over 32 prompts" in told
