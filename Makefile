@@ -17,7 +17,7 @@ demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and
 	$(BIN)/python -m analysis.report runs/demo
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest -n 2 -m "not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
 
 test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, three minutes (first, as root: slurm/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm

@@ -78,8 +78,8 @@ class Budget:
         if not given:
             raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
         for name, value in given.items():
-            if not value > 0:
-                raise ValueError(f"budget.{name}={value}: must be positive")
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"budget.{name}={value}: must be a positive number")
 
     def spent(self, iteration: int, cost: Cost) -> float:
         """The share of the budget that is used up; the run ends at 1."""

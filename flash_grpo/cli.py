@@ -22,6 +22,8 @@ SWEEP = ("-m", "--multirun")
 NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
 PLACE = ("study", "runs_root", "run_name", "sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
+PLACE += ("detach",)
+REACH = ("budget", "checkpoint", "measure", "hydra")  # how far a run goes, not which one it is
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
@@ -31,7 +33,8 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     'full-schedule.noise=flow-seed3'
     """
     asked = [item.lstrip("+~") for item in overrides]
-    told = sorted(item for item in asked if item.split("=")[0] not in PLACE and not item.startswith("hydra"))
+    keys = {item: item.split("=")[0] for item in asked}
+    told = sorted(item for item, key in keys.items() if key not in PLACE and key.split(".")[0] not in REACH)
     name = "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
     if len(name) <= LONGEST_NAME:
         return name

@@ -19,7 +19,7 @@ from flash_grpo.schedule import fingerprint
 from flash_grpo.types import FlowSchedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure")
+NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -71,7 +71,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit that the code came from and whether the tree differed from it."""
+    """The commit that the code came from and whether the tree differed from it; a snapshot of the code carries both."""
+    noted = Path(__file__).parents[1] / "git.json"
+    if noted.is_file():
+        return json.loads(noted.read_text())
 
     def git(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -101,7 +104,19 @@ def start(iteration: int) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "iteration": iteration,
+        "git": git_state(),
         "host": platform.node(),
         "pid": os.getpid(),
         "slurm": {key: os.environ[key] for key in SLURM_IDS if key in os.environ},
     }
+
+
+def refuse_endless_restarts(starts: list[dict[str, Any]], iteration: int, limit: int) -> None:
+    """RuntimeError where Slurm has started this job `limit` times since it last completed an iteration.
+
+    A requeued job keeps its id, so a person's own restarts do not count.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    of_job = [one["iteration"] for one in starts if job and one["slurm"].get("SLURM_JOB_ID") == job]
+    if len(of_job) >= limit and set(of_job[-limit:]) == {iteration}:
+        raise RuntimeError(f"started {limit} times at iteration {iteration} without completing another one: giving up")

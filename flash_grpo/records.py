@@ -118,7 +118,7 @@ class RunManifest:
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
     status: running, completed or failed; reason: one line when failed, or why it stopped.
-    starts: one entry per start of the program: time, iteration it continued from, Slurm ids, host, pid.
+    starts: one entry per start of the program: time, iteration it continued from, git, Slurm ids, host, pid.
     """
 
     run_name: str
@@ -181,7 +181,9 @@ class RecordWriter:
     def __init__(self, run_dir: Path, length: int):
         self.path = Path(run_dir) / RECORDS
         self.path.touch()
-        os.truncate(self.path, min(length, self.path.stat().st_size))
+        if self.length < length:
+            raise RuntimeError(f"{self.path} is shorter than its checkpoint says: records are missing")
+        os.truncate(self.path, length)
 
     def append(self, record: Any) -> None:
         with open(self.path, "a") as file:
@@ -189,6 +191,9 @@ class RecordWriter:
 
     @property
     def length(self) -> int:
+        """Bytes, all of them on disk."""
+        with open(self.path) as file:
+            os.fsync(file.fileno())
         return self.path.stat().st_size
 
 

@@ -40,6 +40,7 @@ COUNTS = (
     "training.batch",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.max_idle_starts",
     "evaluation.sampler.noises_per_prompt",
     "evaluation.sampler.batch",
 )
@@ -65,8 +66,10 @@ class Run:
     evaluate_every: float
     checkpoint_every: int
     checkpoint_keep: int
+    max_idle_starts: int
     iteration: int = 0
     evaluated: int = -1
+    _records: RecordWriter | None = None
 
     def to_the_end(self, stop: "StopRequest") -> None:
         """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
@@ -162,6 +165,8 @@ class Run:
             log.info("continuing %s from iteration %d", self.directory, self.iteration)
         if trainer.ranks.is_main:
             self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
+        manifest.refuse_endless_restarts(self.manifest.starts, self.iteration, self.max_idle_starts)
+        if trainer.ranks.is_main:
             self.manifest.starts.append(manifest.start(self.iteration))
             self.manifest.status, self.manifest.reason = "running", ""
             write_manifest(self.directory, self.manifest)
@@ -174,7 +179,8 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """The checkpoints stay; the records say at which iteration it ended and why."""
         reason = f"{type(error).__name__}: {error}"
-        self._write(FailureRecord(iteration=self.iteration + 1, reason=reason))
+        if self._records:
+            self._records.append(FailureRecord(iteration=self.iteration + 1, reason=reason))
         self.finish("failed", reason)
 
     def _progress(self) -> tqdm:
@@ -262,6 +268,7 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
         evaluate_every=cfg.evaluation.every,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
+        max_idle_starts=cfg.checkpoint.max_idle_starts,
     )
 
 
@@ -328,7 +335,7 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
 def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
 

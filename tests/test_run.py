@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flash_grpo import checkpoint, run
+from flash_grpo import checkpoint, manifest, run
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
 from flash_grpo.rewards.shapes import ShapesReward
@@ -123,23 +123,28 @@ def test_a_run_killed_at_random_moments_twice_continues_bit_identically(config, 
     processes = multiprocessing.get_context("forkserver")  # fresh processes, without the seconds of importing
     processes.set_forkserver_preload(["flash_grpo.run", "flash_grpo.policies.wan"])
     cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
-    for lines in (random.randint(1, 2), random.randint(3, 5)):
+    for start, lines in ((1, random.randint(1, 2)), (2, random.randint(3, 5))):
         process = processes.Process(target=run.run, args=(cfg, cfg.run_name))
         process.start()
-        _wait_for_records(directory, lines, process)
+        _wait_for(process, directory, start, lines)
         time.sleep(random.uniform(0, 0.04))
         process.kill()
         process.join()
-        print(f"killed after {lines} records")
         assert process.exitcode == -signal.SIGKILL
     _start(config, tmp_path)
     _assert_identical(directory, uninterrupted)
     assert len(read_manifest(directory).starts) == 3
 
 
-def _wait_for_records(directory: Path, lines: int, process) -> None:
+def _wait_for(process, directory: Path, start: int, lines: int) -> None:
+    """Until the run has begun for the `start`th time and has written so many records."""
     deadline = time.monotonic() + 60
-    while sum(1 for _ in read_records(directory)) < lines:
+
+    def begun() -> bool:
+        manifest = read_manifest(directory)
+        return manifest is not None and len(manifest.starts) == start and len(list(read_records(directory))) >= lines
+
+    while not begun():
         assert process.is_alive(), f"the run ended before it had {lines} records"
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -304,7 +309,7 @@ def test_a_run_stops_at_the_first_iteration_that_reaches_its_budget(config, tmp_
 
 
 def test_the_first_of_several_budgets_ends_the_run(config, tmp_path):
-    directory = _start(config, tmp_path, "budget.iterations=2", "budget.pflop=1")
+    directory = _start(config, tmp_path, "budget.iterations=2", "budget.pflop=3e-6")
     assert max(record["iteration"] for record in read_records(directory)) == 2
 
 
@@ -425,3 +430,17 @@ def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_a
     assert f"{first['reward_mean']:.3f} -> {last['reward_mean']:.3f}" in told
     assert str(uninterrupted / "records.jsonl") in told
     assert "paired over 32 prompts" in told
+
+
+# -- under Slurm ---------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_slurm_restarts_without_progress_gives_up(monkeypatch):
+    starts = [{"iteration": 7, "slurm": {"SLURM_JOB_ID": "12"}} for _ in range(3)]
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with pytest.raises(RuntimeError, match="3 times at iteration 7"):
+        manifest.refuse_endless_restarts(starts, 7, limit=3)
+    manifest.refuse_endless_restarts(starts, 8, limit=3)
+    manifest.refuse_endless_restarts(starts[1:], 7, limit=3)
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    manifest.refuse_endless_restarts(starts, 7, limit=3)
