@@ -76,11 +76,11 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def train(cfg: DictConfig) -> None:
     from flash_grpo import run
-    from flash_grpo.trainer import RewardError
+    from flash_grpo.trainer import DriftError, RewardError
 
     try:
         directory = run.run(cfg, cfg.run_name)
-    except RewardError as error:
+    except (RewardError, DriftError) as error:
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from flash_grpo.records import (
     read_records,
     write_manifest,
 )
-from flash_grpo.trainer import RewardError, Trainer
+from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 
 log = logging.getLogger(__name__)
 COUNTS = (
@@ -79,6 +79,7 @@ class Run:
                 record = self.trainer.iterate(self.iteration + 1)
                 self.iteration = record.iteration
                 self._write(record)
+                refuse_drift(record, self.trainer.method.ratio_clip)
                 _advance(bar, self._spent(), record)
                 if self._due(spent) and self._spent() < 1:
                     self._evaluate()
@@ -276,7 +277,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
     layout = checked(Layout, **sizes, world_size=ranks.world_size)
     reward = build(cfg.reward, "reward")
-    policy = build(cfg.model, "model", device=ranks.device)
+    policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
     if method.kl_weight:
         policy.keep_base()
     return Trainer(

@@ -24,6 +24,10 @@ class RewardError(RuntimeError):
     """A reward that cannot be trained on. The run stops; its last checkpoint stays."""
 
 
+class DriftError(RuntimeError):
+    """Rollout and replay disagree by more than the clip range: training would follow rounding, not the reward."""
+
+
 @dataclass
 class Trained:
     """What an iteration's optimizer steps were made of, per trained transition of this rank, and their gradient norms."""
@@ -253,6 +257,16 @@ def _joined(parts: list[Trained]) -> Trained:
         gradient_norms=[norm for part in parts for norm in part.gradient_norms],
         first_ratio_N=parts[0].first_ratio_N,
     )
+
+
+def refuse_drift(record: IterationRecord, ratio_clip: float) -> None:
+    if record.transitions and record.ratio_drift > ratio_clip:
+        raise DriftError(
+            f"iteration {record.iteration}: ratio_drift={record.ratio_drift:.2e} exceeds method.ratio_clip={ratio_clip}: "
+            "replayed steps differ from their rollouts before any update, and clipping decides what is trained. Make both "
+            "compute alike (rollout.batch equal to training.batch, model.compile=false, another model.attention), compute "
+            "in model.dtype=float32, or raise method.ratio_clip"
+        )
 
 
 def _refuse_unusable(reward_PG: torch.Tensor, text_P: list[str], iteration: int) -> None:
