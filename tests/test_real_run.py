@@ -1,6 +1,5 @@
 """The recipe of Wan2.1-1.3B, with only the sizes changed, on a small Wan pipeline: from rollout to export."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,15 @@ from flash_grpo.ema import EMA
 from flash_grpo.export import export, policy_of
 from flash_grpo.export import main as export_main
 from flash_grpo.records import read_manifest, read_records
-from flash_grpo.trainer import DriftError, RewardError
+from flash_grpo.trainer import DriftError
 
 
 @pytest.fixture(scope="module")
 def asked(wan_folder, tmp_path_factory):
-    """Overrides: recipe=wan21_1p3b on the small pipeline, three of its prompts for training and one held out."""
+    """Overrides: recipe=wan21_1p3b on the small pipeline, two prompts to train on and two held out."""
     folder = tmp_path_factory.mktemp("real")
-    (folder / "train.txt").write_text("\n".join(wan_pipeline.SENTENCES[:3]))
-    (folder / "test.txt").write_text(wan_pipeline.SENTENCES[3])
+    (folder / "train.txt").write_text("\n".join(wan_pipeline.SENTENCES[:2]))
+    (folder / "test.txt").write_text("\n".join(wan_pipeline.SENTENCES[2:]))
     return (
         "recipe=wan21_1p3b",
         f"model.path={wan_folder}",
@@ -36,7 +35,7 @@ def asked(wan_folder, tmp_path_factory):
         "rollout.layout.num_prompts=2",
         "rollout.layout.group_size=3",
         "budget.device_hours=null",
-        "method.ratio_clip=0.1",  # bfloat16, and 3 steps' worth of it
+        "method.ratio_clip=0.1",  # bfloat16
         "checkpoint.every=1",
         "threads=1",
     )
@@ -60,11 +59,6 @@ def test_it_trains_adapters_and_saves_nothing_else(finished):
     state = _state(finished)
     assert state["parameters"].keys() == state["ema"].keys() == {name for name in state["ema"] if ".lora_" in name}
     assert all(value.dtype == torch.float32 for value in state["parameters"].values())
-    base = sum(
-        file.stat().st_size for file in Path(read_manifest(finished).config["model"]["path"]).rglob("*.safetensors")
-    )
-    newest = checkpoint.complete(finished)[-1] / checkpoint.STATE
-    assert newest.stat().st_size < base / 4
 
 
 def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tmp_path, finished):
@@ -79,7 +73,9 @@ def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tm
 
 
 def _averaged(directory: Path):
-    policy = policy_of(read_manifest(directory), "cpu")
+    manifest = read_manifest(directory)
+    manifest.config["model"]["dtype"] = "float32"
+    policy = policy_of(manifest, "cpu")
     EMA(policy.trainable(), decay=0.9, every=1).load(_state(directory)["ema"])
     return policy
 
@@ -94,9 +90,8 @@ def _velocity(transformer, policy):
 def test_exported_adapters_give_wan_pipeline_the_same_velocity(finished, wan_folder, capsys):
     export_main([str(finished)])
     folder = Path(capsys.readouterr().out.strip())
-    pipeline = WanPipeline.from_pretrained(wan_folder, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(wan_folder, dtype=torch.float32)
     policy = _averaged(finished)
-    policy.transformer.float()
     base = _velocity(pipeline.transformer, policy)
     pipeline.load_lora_weights(folder)
     loaded = _velocity(pipeline.transformer, policy)
@@ -107,7 +102,7 @@ def test_exported_adapters_give_wan_pipeline_the_same_velocity(finished, wan_fol
 def test_a_whole_transformer_is_exported_where_all_of_it_was_trained(train, asked):
     full = [item for item in asked if "recipe" not in item]
     directory = train("recipe=wan21_1p3b", *full, "optim=tiny", "optim.optimizer.lr=1e-3", "budget.iterations=1")
-    loaded = WanTransformer3DModel.from_pretrained(export(directory) / "transformer", torch_dtype=torch.float32)
+    loaded = WanTransformer3DModel.from_pretrained(export(directory) / "transformer", dtype=torch.float32)
     policy = _averaged(directory)
     torch.testing.assert_close(_velocity(loaded, policy), _velocity(policy.transformer, policy), atol=1e-6, rtol=0)
 
@@ -119,14 +114,13 @@ def test_export_tells_what_is_missing(finished, argv, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_run_that_drifts_stops_and_says_what_to_do(config, asked, tmp_path):
-    cfg = config(*asked, f"runs_root={tmp_path}", "method.ratio_clip=1e-9", "training.batch=6")
-    with pytest.raises(DriftError, match=r"ratio_drift=.* exceeds method.ratio_clip=1e-09.*rollout.batch"):
-        run.run(cfg, cfg.run_name)
-    directory = tmp_path / "default" / "small"
-    assert json.loads((directory / "run.json").read_text())["status"] == "failed"
-    assert [path.name for path in checkpoint.complete(directory)] == ["000000"]
-    assert not issubclass(DriftError, RewardError)
+def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
+    prepared = run.prepare(config(f"runs_root={tmp_path}"), "drifting")
+    velocity, policy = prepared.trainer.policy.velocity, prepared.trainer.policy
+    policy.velocity = lambda *inputs: velocity(*inputs) + (0.3 if torch.is_grad_enabled() else 0)
+    with pytest.raises(DriftError, match=r"ratio_drift=.* exceeds method.ratio_clip=0.001.*rollout.batch"):
+        prepared.to_the_end(run.StopRequest())
+    assert [path.name for path in checkpoint.complete(prepared.directory)] == ["000000"]
 
 
 def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):

@@ -197,7 +197,7 @@ def _codec(folder: Path, device: torch.device, tiling: bool, slicing: bool) -> A
 
 def _loaded(kind: type, folder: Path, part: str, dtype: torch.dtype) -> Any:
     try:
-        return kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype)
+        return kind.from_pretrained(folder, subfolder=part, dtype=dtype)
     except OSError as error:
         raise ValueError(f"{folder}: its {part} cannot be loaded ({' '.join(str(error).split())})") from error
 
