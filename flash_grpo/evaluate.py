@@ -30,17 +30,20 @@ class Evaluation:
         mine = jobs[ranks.rank :: ranks.world_size]
         total = torch.zeros(len(texts), self.noises_per_prompt)
         parts: dict[str, torch.Tensor] = {}
-        videos = {}
+        videos, device_seconds = {}, 0.0
         for start in range(0, len(mine), self.batch):
             chunk = mine[start : start + self.batch]
             prompt_B, index_B = torch.tensor(chunk).T
             video, scores = self._score(policy, reward, texts, chunk)
             total[prompt_B, index_B] = scores.total_B.cpu()
+            device_seconds += scores.device_seconds
             for name, part_B in scores.parts.items():
                 parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
             videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
         parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
-        return Evaluated(reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos)
+        return Evaluated(
+            reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds
+        )
 
     def _score(self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]]):
         chosen = tuple(texts[prompt] for prompt, _ in chunk)
@@ -56,12 +59,16 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text."""
+    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text.
+
+    device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
+    """
 
     reward_PK: torch.Tensor
     parts: dict[str, float]
     texts: tuple[str, ...]
     videos: dict[str, torch.Tensor]
+    device_seconds: float = 0.0
 
     @property
     def prompt_rewards(self) -> dict[str, float]:

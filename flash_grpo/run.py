@@ -104,6 +104,7 @@ class Run:
         trainer = self.trainer
         with trainer.meter.phase(EVALUATION), trainer.ema.applied():
             evaluated = self.evaluation(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
+        trainer.meter.charge(evaluated.device_seconds, EVALUATION)
         trainer.meter.settle()
         refuse_unusable(evaluated, self.iteration)
         self.evaluated = self.iteration

@@ -13,15 +13,11 @@ from flash_grpo.method import Method
 from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import IterationRecord
-from flash_grpo.rewards import Reward
+from flash_grpo.rewards import Reward, RewardError
 from flash_grpo.rollout import SdeNoise, denoise, initial_noise, joined, sde_noise
 from flash_grpo.sde import log_prob, sde_mean, sde_noise_std
 from flash_grpo.types import FlowSchedule, LossTerms, PromptBatch, Rollouts, Scores, Transitions
 from flash_grpo.weighting import rescaled_to_mean_one
-
-
-class RewardError(RuntimeError):
-    """A reward that cannot be trained on. The run stops; its last checkpoint stays."""
 
 
 class DriftError(RuntimeError):
@@ -69,6 +65,7 @@ class Trainer:
             scores = self.reward(rollouts.video_BFHWC, rollouts.batch.text)
             reward_PG = self.over_ranks(rollouts.batch, scores.total_B)
             _refuse_unusable(reward_PG, text_P, iteration)
+        self.meter.charge(scores.device_seconds)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
         return self._record(iteration, rollouts.batch, scores, reward_PG, trained)
