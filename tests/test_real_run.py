@@ -1,5 +1,6 @@
 """The recipe of Wan2.1-1.3B, with only the sizes changed, on a small Wan pipeline: from rollout to export."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.export import export, policy_of
 from flash_grpo.export import main as export_main
+from flash_grpo.paired import main as evaluate_main
 from flash_grpo.records import read_manifest, read_records
 from flash_grpo.trainer import DriftError
 
@@ -37,6 +39,7 @@ def asked(wan_folder, tmp_path_factory):
         "budget.device_hours=null",
         "method.ratio_clip=0.1",  # bfloat16
         "checkpoint.every=1",
+        "evaluation.every=1",
         "threads=1",
     )
 
@@ -126,3 +129,39 @@ def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
 def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):
     trainer = run.prepare_trainer(config(*asked), Ranks("cpu"))
     assert trainer.iterate(1).ratio_drift < 1e-3
+
+
+def test_evaluate_pairs_a_checkpoint_with_its_base(finished, tmp_path, capsys):
+    evaluate_main([str(finished), "--output", str(tmp_path), "evaluation.sampler.noises_per_prompt=2"])
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(result) == ["base", "000002", "paired"] and result["paired"]["n"] == 2
+    assert result["paired"]["mean"] == pytest.approx(result["000002"]["reward_mean"] - result["base"]["reward_mean"])
+    lines = [json.loads(line) for line in (tmp_path / "000002" / "manifest.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["index"]) for line in lines] == [
+        (text, index) for text in wan_pipeline.SENTENCES[2:] for index in (0, 1)
+    ]
+    assert all((tmp_path / "000002" / line["file"]).stat().st_size > 0 for line in lines)
+    assert (tmp_path / "base" / "videos" / f"{wan_pipeline.SENTENCES[2]}-1.mp4").is_file()
+    assert "paired" in capsys.readouterr().out
+
+
+def test_evaluate_agrees_with_the_runs_own_evaluations(finished, tmp_path):
+    evaluate_main([str(finished), "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    told = [record["reward_mean"] for record in read_records(finished) if record["kind"] == "evaluation"]
+    assert [result["base"]["reward_mean"], result["000002"]["reward_mean"]] == pytest.approx(told, abs=1e-6)
+
+
+def test_evaluate_takes_a_model_without_a_run_and_rewards_by_name(asked, tmp_path):
+    recipe = [item for item in asked if not item.startswith("reward=")]
+    sizes = ["evaluation.sampler.schedule.num_steps=2", "evaluation.sampler.batch=2", "device=cpu"]
+    rewards = ["--reward", "brightness"]
+    evaluate_main(["BASE", *recipe, *sizes, *rewards, "--output", str(tmp_path)])
+    assert list(json.loads((tmp_path / "evaluation.json").read_text())) == ["base"]
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], ["BASE", "model=no_such"], ["{run}", "--vbench", "nowhere.json"]])
+def test_evaluate_tells_what_is_wrong_in_one_line(finished, argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_main([item.format(run=finished) for item in argv])
+    assert capsys.readouterr().err.startswith("error: ")
