@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPVisionModelWithProjection
 
 from flash_grpo.hub import local_folder
+from flash_grpo.rewards.frames import scorer_device
 
 
 class PickScore:
@@ -22,8 +23,9 @@ class PickScore:
         processor: str,
         revision: str | None = None,
         processor_revision: str | None = None,
-        device="cpu",
+        device: str = "auto",
     ):
+        device = scorer_device(device)
         self._model = CLIPModel.from_pretrained(local_folder(path, revision, "reward.scorer.path")).eval().to(device)
         folder = local_folder(processor, processor_revision, "reward.scorer.processor")
         self._images, self._tokenizer = (
@@ -49,8 +51,8 @@ class Aesthetic:
     path, revision: of CLIP (openai/clip-vit-large-patch14). head: the file sac+logos+ava1-l14-linearMSE.pth.
     """
 
-    def __init__(self, path: str, head: str, revision: str | None = None, device="cpu"):
-        folder = local_folder(path, revision, "reward.scorer.path")
+    def __init__(self, path: str, head: str, revision: str | None = None, device: str = "auto"):
+        device, folder = scorer_device(device), local_folder(path, revision, "reward.scorer.path")
         self._model = CLIPVisionModelWithProjection.from_pretrained(folder).eval().to(device)
         self._images = CLIPImageProcessorPil.from_pretrained(folder)
         self._head, self._device = aesthetic_head(self._model.config.projection_dim).eval().to(device), device

@@ -10,6 +10,11 @@ from flash_grpo.types import Scores
 ImageScorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
 
+def scorer_device(name: str) -> torch.device:
+    """auto, cpu or cuda as in the run's configuration; a rank's scorer shares the rank's GPU."""
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameReward:
     """The mean of an image score over a video's best frames.

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil,
 
 from flash_grpo.hub import local_folder
 from flash_grpo.rewards.clip import as_images
+from flash_grpo.rewards.frames import scorer_device
 
 REWARD_TOKEN, IMAGE = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28  # of every image, whatever its size: HPSv3 was trained so
@@ -38,8 +39,9 @@ class HPSv3:
         instruction: str | None = None,
         dtype: str = "bfloat16",
         pixels: int = PIXELS,
-        device: str = "cpu",
+        device: str = "auto",
     ):
+        device = scorer_device(device)
         weights = local_folder(path, revision, "reward.scorer.path")
         folder = local_folder(base, base_revision, "reward.scorer.base")
         self._instruction = instruction or packaged_instruction()
@@ -82,7 +84,7 @@ class HPSv3:
 class RewardModel(nn.Module):
     """Qwen2-VL's trunk and HPSv3's head ("ranknet"), which stays float32."""
 
-    def __init__(self, config: Qwen2VLConfig, outputs: int, dtype: torch.dtype, device: str):
+    def __init__(self, config: Qwen2VLConfig, outputs: int, dtype: torch.dtype, device: torch.device):
         super().__init__()
         width = config.text_config.hidden_size
         with torch.device(device):
