@@ -53,6 +53,10 @@ class Evaluation:
                     told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
                     keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
             videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
+        if policy.forwards_together:  # ranks with fewer videos take part in the others' steps
+            most = -(-len(jobs) // ranks.world_size)
+            for _ in range(-(-most // self.batch) - -(-len(mine) // self.batch)):
+                self._score(policy, reward, texts, jobs[:1])
         parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
         return Evaluated(
             reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds

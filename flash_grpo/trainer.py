@@ -145,12 +145,22 @@ class Trainer:
         total: int,
     ) -> Iterator[LossTerms]:
         """Adds this rank's share of the gradient of the mean loss over `total`, micro-batch by micro-batch."""
-        for rows in torch.arange(len(transitions)).split(self.update_batch):
-            if not len(rows):
-                return
+        chunks = [rows for rows in torch.arange(len(transitions)).split(self.update_batch) if len(rows)]
+        rounds = self.ranks.max(torch.tensor(len(chunks))) if self.policy.forwards_together else len(chunks)
+        for rows in chunks:
             terms = self.loss(transitions[rows], condition_BMD, advantage_N[rows], weight_N[rows])
             (terms.loss_N.sum() / total).backward()
             yield LossTerms(**{name: value.detach().cpu() for name, value in vars(terms).items()})
+        for _ in range(rounds - len(chunks)):
+            self.keep_up(condition_BMD[:1])
+
+    def keep_up(self, condition_BMD: torch.Tensor) -> None:
+        """Takes part in a micro-batch of other ranks, of which this one has fewer, and adds nothing to the gradient."""
+        x, timestep = torch.zeros(1, *self.policy.latent_shape).to(condition_BMD.device), self.schedule.timestep_T[:1]
+        velocity = self.policy.velocity(x, timestep, condition_BMD)
+        if self.method.kl_weight:
+            self.policy.base_velocity(x, timestep, condition_BMD)
+        (0 * velocity.sum()).backward()
 
     def loss(
         self, taken: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, weight_N: torch.Tensor

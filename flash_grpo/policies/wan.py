@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging as transformers_logging
 
 from flash_grpo.policies.lora import add_lora, save_lora, without_lora
+from flash_grpo.policies.shard import shard_frozen
 from flash_grpo.policies.source import TINY, index_of, pipeline_folder
 from flash_grpo.policies.text import RandomConditions, TextConditions
 from flash_grpo.policies.vae import WanVideoDecoder
@@ -34,7 +35,7 @@ class WanPolicy:
     trained stay float32, so that small steps are not lost: the LoRA's, or all of them, which then compute by autocast.
     lora: rank, alpha, targets, init, seed, see `lora`; None trains every weight. gradient_checkpointing: recomputes
     blocks in the backward. attention: a backend of diffusers, None is its default. compile: the transformer's blocks.
-    tiling, slicing: of the VAE's decoding, see `vae`.
+    tiling, slicing: of the VAE's decoding, see `vae`. shard: the frozen base over the ranks, see `shard`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WanPolicy:
         compile: bool = False,
         tiling: bool = False,
         slicing: bool = False,
+        shard: bool = False,
     ):
         _one_of("dtype", dtype, DTYPES)
         _one_of("weights", weights, WEIGHTS)
@@ -87,6 +89,9 @@ class WanPolicy:
         if lora:
             add_lora(self.transformer, **lora)
         self._tune(gradient_checkpointing, attention, compile)
+        if shard and not lora:
+            raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
+        self.forwards_together = shard and shard_frozen(self.transformer, device)
 
     encode: TextConditions | RandomConditions
 
