@@ -8,18 +8,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from flash_grpo import checkpoint
-from flash_grpo.policies import Policy
 from flash_grpo.records import RunManifest, read_manifest
 
 
 def export(run_dir: Path, output: Path | None = None, iteration: int | None = None) -> Path:
     """Writes the weights of the newest checkpoint, or of `iteration`'s; returns the folder."""
+    from flash_grpo.run import policy_of
+
     manifest, state = known_run(run_dir), saved_state(run_dir, iteration)
     output = output or run_dir / "export"
-    policy_of(manifest, "cpu").export(output, state["ema"])
+    policy_of(manifest.config, "cpu").export(output, state["ema"])
     return output
 
 
@@ -37,14 +36,6 @@ def saved_state(run_dir: Path, iteration: int | None) -> dict:
         told = f"the iterations there are {there}" if there else "there is none"
         raise ValueError(f"{run_dir}: no checkpoint{f' of iteration {iteration}' if there else ''}; {told}")
     return checkpoint.load(run_dir, iteration or there[-1])
-
-
-def policy_of(manifest: RunManifest, device: str) -> Policy:
-    """The run's model, with its adapters where it has them, before any training."""
-    from flash_grpo.run import build
-
-    config = OmegaConf.create(manifest.config)
-    return build(config.model, "model", device=device, lora=config.optim.get("lora"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from flash_grpo.accounting import EVALUATION, Budget, Meter
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
+from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout
 from flash_grpo.records import (
     Cost,
@@ -297,6 +298,12 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
         rollout_batch=cfg.rollout.batch,
         update_batch=cfg.training.batch,
     )
+
+
+def policy_of(config: dict[str, Any], device: str) -> Policy:
+    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training."""
+    cfg = OmegaConf.create(config)
+    return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 
 def refuse_unusable(evaluated: Evaluated, iteration: int) -> None:

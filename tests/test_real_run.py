@@ -11,7 +11,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from flash_grpo import checkpoint, keyed, run
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
-from flash_grpo.export import export, policy_of
+from flash_grpo.export import export
 from flash_grpo.export import main as export_main
 from flash_grpo.paired import main as evaluate_main
 from flash_grpo.records import read_manifest, read_records
@@ -78,7 +78,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tm
 def _averaged(directory: Path):
     manifest = read_manifest(directory)
     manifest.config["model"]["dtype"] = "float32"
-    policy = policy_of(manifest, "cpu")
+    policy = run.policy_of(manifest.config, "cpu")
     EMA(policy.trainable(), decay=0.9, every=1).load(_state(directory)["ema"])
     return policy
 

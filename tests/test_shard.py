@@ -52,6 +52,7 @@ def _on_two_ranks(output: Path, overrides: list[str]) -> dict:
     return torch.load(output)
 
 
+@pytest.mark.slow
 def test_two_sharded_ranks_train_as_one_whole_model(asked, tmp_path):
     whole, sharded = (
         go_through(asked),
