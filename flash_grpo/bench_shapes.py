@@ -50,7 +50,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "weights": "random",
         "shape": {"frames": cfg.model.frames, "height": cfg.model.height, "width": cfg.model.width, "batch": batch},
         "latent": list(policy.latent_shape),
-        "parameters": sum(parameter.numel() for parameter in policy.transformer.parameters()),
+        "parameters": sum(one.numel() for one in policy.transformer.parameters() if not one.requires_grad),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
         "tflop_per_forward": round(policy.flops_per_forward / 1e12, 4),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
