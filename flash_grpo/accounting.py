@@ -42,6 +42,10 @@ class Meter:
         self._forwards += forwards
         self._backwards += backwards
 
+    def charge(self, device_seconds: float, name: str = "work") -> None:
+        """What other devices spent for this rank: a reward server's."""
+        self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
+
     def settle(self) -> dict[str, float]:
         """Adds what all ranks spent since the last call to the cost; returns this rank's wall seconds by phase."""
         mine = [self._device["work"], self._device[EVALUATION], self._forwards, self._backwards]

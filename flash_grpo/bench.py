@@ -19,6 +19,11 @@ REPEATS = 8
 
 
 def bench(cfg: DictConfig) -> None:
+    if "architecture" in cfg.model:  # too large for whole iterations here: its parts, with random weights
+        from flash_grpo.bench_shapes import measure
+
+        print(json.dumps(measure(cfg), indent=1))
+        return
     from flash_grpo.distributed import Ranks
     from flash_grpo.run import device, prepare_trainer
 

@@ -43,4 +43,9 @@ def complete(run_dir: Path) -> list[Path]:
 def newest(run_dir: Path) -> dict[str, Any] | None:
     """The newest complete checkpoint's state, on the CPU, or None."""
     found = complete(run_dir)
-    return torch.load(found[-1] / STATE, map_location="cpu", weights_only=True) if found else None
+    return load(run_dir, int(found[-1].name)) if found else None
+
+
+def load(run_dir: Path, iteration: int) -> dict[str, Any]:
+    """That iteration's state, on the CPU."""
+    return torch.load(run_dir / FOLDER / f"{iteration:06d}" / STATE, map_location="cpu", weights_only=True)

@@ -77,13 +77,22 @@ def composed(overrides: list[str]) -> DictConfig:
     return compose("config", overrides=overrides)
 
 
+def composed_outside(overrides: list[str]) -> DictConfig:
+    """A configuration for a program that is no `command`; bad overrides end it with one line and exit code 2."""
+    from hydra import compose, initialize_config_dir
+
+    check_overrides([], overrides)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
 def train(cfg: DictConfig) -> None:
     from flash_grpo import run
-    from flash_grpo.trainer import RewardError
+    from flash_grpo.trainer import DriftError, RewardError
 
     try:
         directory = run.run(cfg, cfg.run_name)
-    except RewardError as error:
+    except (RewardError, DriftError) as error:
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)

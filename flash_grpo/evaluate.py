@@ -1,5 +1,9 @@
-"""Evaluation: one pinned sampler for every method, so that only the weights differ."""
+"""Evaluation: one pinned sampler for every method, so that only the weights differ.
 
+As a command, `python -m flash_grpo.evaluate RUN`: see `flash_grpo.paired`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +14,8 @@ from flash_grpo.policies import Policy
 from flash_grpo.rewards import Reward
 from flash_grpo.rollout import denoise, no_noise
 from flash_grpo.types import FlowSchedule
+
+Keep = Callable[[str, int, torch.Tensor, float, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +31,36 @@ class Evaluation:
     batch: int
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks) -> "Evaluated":
+    def __call__(
+        self, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks, keep: Keep | None = None
+    ) -> "Evaluated":
+        """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made."""
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
         mine = jobs[ranks.rank :: ranks.world_size]
         total = torch.zeros(len(texts), self.noises_per_prompt)
         parts: dict[str, torch.Tensor] = {}
-        videos = {}
+        videos, device_seconds = {}, 0.0
         for start in range(0, len(mine), self.batch):
             chunk = mine[start : start + self.batch]
             prompt_B, index_B = torch.tensor(chunk).T
             video, scores = self._score(policy, reward, texts, chunk)
             total[prompt_B, index_B] = scores.total_B.cpu()
+            device_seconds += scores.device_seconds
             for name, part_B in scores.parts.items():
                 parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
+            if keep:
+                for row, (prompt, index) in enumerate(chunk):
+                    told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
+                    keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
             videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
+        if policy.forwards_together:  # ranks with fewer videos take part in the others' steps
+            most = -(-len(jobs) // ranks.world_size)
+            for _ in range(-(-most // self.batch) - -(-len(mine) // self.batch)):
+                self._score(policy, reward, texts, jobs[:1])
         parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
-        return Evaluated(reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos)
+        return Evaluated(
+            reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds
+        )
 
     def _score(self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]]):
         chosen = tuple(texts[prompt] for prompt, _ in chunk)
@@ -56,12 +76,16 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text."""
+    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text.
+
+    device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
+    """
 
     reward_PK: torch.Tensor
     parts: dict[str, float]
     texts: tuple[str, ...]
     videos: dict[str, torch.Tensor]
+    device_seconds: float = 0.0
 
     @property
     def prompt_rewards(self) -> dict[str, float]:
@@ -76,3 +100,9 @@ class Evaluated:
         """Standard error over prompts, the noises of one prompt averaged."""
         per_prompt = self.reward_PK.mean(1)
         return float(per_prompt.std() / len(per_prompt) ** 0.5)
+
+
+if __name__ == "__main__":
+    from flash_grpo.paired import main
+
+    main()

@@ -19,7 +19,7 @@ from flash_grpo.schedule import fingerprint
 from flash_grpo.types import FlowSchedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach")
+NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach", "server", "bench")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 

@@ -1,5 +1,8 @@
 """Which prompts an iteration trains on, and which ones evaluation asks."""
 
+import json
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +10,8 @@ import torch
 
 from flash_grpo import keyed, shapes
 from flash_grpo.types import PromptBatch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +38,49 @@ def from_shapes() -> Prompts:
 
 
 def from_files(train: str, test: str) -> Prompts:
-    """One prompt per line; blank lines are left out."""
-    return Prompts(train=_lines("train", train), test=_lines("test", test))
+    """.txt: one prompt a line. .jsonl: one object a line, its "prompt" is read. Blank lines are left out.
+
+    Duplicates, and held-out prompts that are trained on too, are reported and stay: the files are the user's.
+    """
+    prompts = Prompts(train=_texts("train", train), test=_texts("test", test))
+    for told in oddities(prompts):
+        log.warning(told)
+    return prompts
 
 
-def _lines(key: str, path: str) -> tuple[str, ...]:
+def oddities(prompts: Prompts) -> list[str]:
+    """What makes a result hard to interpret, a line each."""
+    told = []
+    for key, texts in vars(prompts).items():
+        if repeated := [text for text, count in Counter(texts).items() if count > 1]:
+            told.append(f"prompts.{key}: {len(repeated)} prompts stand there more than once, {repeated[0]!r} for one")
+    if shared := sorted(set(prompts.train) & set(prompts.test)):
+        told.append(
+            f"prompts: {len(shared)} of {len(set(prompts.test))} held-out prompts are trained on, {shared[0]!r} for one"
+        )
+    return told
+
+
+def _texts(key: str, path: str) -> tuple[str, ...]:
     if not Path(path).is_file():
         raise ValueError(f"prompts.{key}={path}: there is no such file")
-    texts = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
-    if not texts:
+    numbered = [(number, line.strip()) for number, line in enumerate(Path(path).read_text().splitlines(), 1)]
+    lines = [(number, line) for number, line in numbered if line]
+    if not lines:
         raise ValueError(f"prompts.{key}={path}: the file holds no prompt")
-    return texts
+    if Path(path).suffix != ".jsonl":
+        return tuple(line for _, line in lines)
+    return tuple(_prompt_of(line, f"prompts.{key}={path}: line {number}") for number, line in lines)
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        text = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{where}: expected a JSON object with "prompt" ({type(error).__name__}: {error})') from error
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: its prompt is no text")
+    return text.strip()
 
 
 @dataclass(frozen=True, kw_only=True)

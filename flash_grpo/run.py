@@ -19,6 +19,7 @@ from flash_grpo.accounting import EVALUATION, Budget, Meter
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
+from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout
 from flash_grpo.records import (
     Cost,
@@ -31,7 +32,7 @@ from flash_grpo.records import (
     read_records,
     write_manifest,
 )
-from flash_grpo.trainer import RewardError, Trainer
+from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 
 log = logging.getLogger(__name__)
 COUNTS = (
@@ -82,6 +83,7 @@ class Run:
                 record = self.trainer.iterate(self.iteration + 1)
                 self.iteration = record.iteration
                 self._write(record)
+                refuse_drift(record, self.trainer.method.ratio_clip)
                 _advance(bar, self._spent(), record)
                 if self._due(spent) and self._spent() < 1:
                     self._evaluate()
@@ -106,6 +108,7 @@ class Run:
         trainer = self.trainer
         with trainer.meter.phase(EVALUATION), trainer.ema.applied():
             evaluated = self.evaluation(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
+        trainer.meter.charge(evaluated.device_seconds, EVALUATION)
         trainer.meter.settle()
         refuse_unusable(evaluated, self.iteration)
         self.evaluated = self.iteration
@@ -283,7 +286,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
     layout = checked(Layout, **sizes, world_size=ranks.world_size)
     reward = build(cfg.reward, "reward")
-    policy = build(cfg.model, "model", device=ranks.device)
+    policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
     if method.kl_weight:
         policy.keep_base()
     return Trainer(
@@ -302,6 +305,12 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
         rollout_batch=cfg.rollout.batch,
         update_batch=cfg.training.batch,
     )
+
+
+def policy_of(config: dict[str, Any], device: str) -> Policy:
+    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training."""
+    cfg = OmegaConf.create(config)
+    return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 
 def refuse_unusable(evaluated: Evaluated, iteration: int) -> None:

@@ -13,15 +13,15 @@ from flash_grpo.method import Method
 from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import IterationRecord
-from flash_grpo.rewards import Reward
+from flash_grpo.rewards import Reward, RewardError
 from flash_grpo.rollout import SdeNoise, denoise, initial_noise, joined, sde_noise
 from flash_grpo.sde import log_prob, sde_mean, sde_noise_std
 from flash_grpo.types import FlowSchedule, LossTerms, PromptBatch, Rollouts, Scores, Transitions
 from flash_grpo.weighting import rescaled_to_mean_one
 
 
-class RewardError(RuntimeError):
-    """A reward that cannot be trained on. The run stops; its last checkpoint stays."""
+class DriftError(RuntimeError):
+    """Rollout and replay disagree by more than the clip range: training would follow rounding, not the reward."""
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Trainer:
             scores = self.reward(rollouts.video_BFHWC, rollouts.batch.text)
             reward_PG = self.over_ranks(rollouts.batch, scores.total_B)
             _refuse_unusable(reward_PG, text_P, iteration)
+        self.meter.charge(scores.device_seconds)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
         return self._record(iteration, rollouts.batch, scores, reward_PG, trained)
@@ -144,12 +145,22 @@ class Trainer:
         total: int,
     ) -> Iterator[LossTerms]:
         """Adds this rank's share of the gradient of the mean loss over `total`, micro-batch by micro-batch."""
-        for rows in torch.arange(len(transitions)).split(self.update_batch):
-            if not len(rows):
-                return
+        chunks = [rows for rows in torch.arange(len(transitions)).split(self.update_batch) if len(rows)]
+        rounds = self.ranks.max(torch.tensor(len(chunks))) if self.policy.forwards_together else len(chunks)
+        for rows in chunks:
             terms = self.loss(transitions[rows], condition_BMD, advantage_N[rows], weight_N[rows])
             (terms.loss_N.sum() / total).backward()
             yield LossTerms(**{name: value.detach().cpu() for name, value in vars(terms).items()})
+        for _ in range(rounds - len(chunks)):
+            self.keep_up(condition_BMD[:1])
+
+    def keep_up(self, condition_BMD: torch.Tensor) -> None:
+        """Takes part in a micro-batch of other ranks, of which this one has fewer, and adds nothing to the gradient."""
+        x, timestep = torch.zeros(1, *self.policy.latent_shape).to(condition_BMD.device), self.schedule.timestep_T[:1]
+        velocity = self.policy.velocity(x, timestep, condition_BMD)
+        if self.method.kl_weight:
+            self.policy.base_velocity(x, timestep, condition_BMD)
+        (0 * velocity.sum()).backward()
 
     def loss(
         self, taken: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, weight_N: torch.Tensor
@@ -253,6 +264,16 @@ def _joined(parts: list[Trained]) -> Trained:
         gradient_norms=[norm for part in parts for norm in part.gradient_norms],
         first_ratio_N=parts[0].first_ratio_N,
     )
+
+
+def refuse_drift(record: IterationRecord, ratio_clip: float) -> None:
+    if record.transitions and record.ratio_drift > ratio_clip:
+        raise DriftError(
+            f"iteration {record.iteration}: ratio_drift={record.ratio_drift:.2e} exceeds method.ratio_clip={ratio_clip}: "
+            "replayed steps differ from their rollouts before any update, and clipping decides what is trained. Make both "
+            "compute alike (rollout.batch equal to training.batch, model.compile=false, another model.attention), compute "
+            "in model.dtype=float32, or raise method.ratio_clip"
+        )
 
 
 def _refuse_unusable(reward_PG: torch.Tensor, text_P: list[str], iteration: int) -> None:

@@ -72,10 +72,14 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better."""
+    """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better.
+
+    device_seconds: what it cost on devices that are no rank's own (a reward server's).
+    """
 
     total_B: torch.Tensor
     parts: dict[str, torch.Tensor]
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,14 @@ def trainer(config) -> Callable[..., Trainer]:
     return lambda *overrides: run.prepare_trainer(config(*overrides), Ranks("cpu"))
 
 
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory) -> Path:
+    """A small random Wan pipeline on disk, see `wan_pipeline`."""
+    import wan_pipeline
+
+    return wan_pipeline.write(tmp_path_factory.mktemp("wan"))
+
+
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
     """A run takes over Ctrl-C and sets the number of threads; the tests after it get back what they had."""

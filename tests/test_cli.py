@@ -77,7 +77,7 @@ BAD = {
     "a misspelt group": ("methd=full", ["no key methd", "did you mean method?"]),
     "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
     "a misspelt ablation": ("ablations=naive", ["ablations=naive", "naive_one_step", "no_rectification"]),
-    "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, demo"]),
+    "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, demo"]),
     "a misspelt ablation in a sweep": ("-m ablations=none,naive", ["ablations=naive", "naive_one_step"]),
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),

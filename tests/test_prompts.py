@@ -55,3 +55,26 @@ def test_prompt_files_are_read_line_by_line_and_a_missing_one_is_named(tmp_path)
 
 def test_the_tiny_world_asks_for_all_of_its_captions():
     assert len(set(from_shapes().train)) == 32 == len(from_shapes().test)
+
+
+def test_jsonl_prompts_and_what_is_wrong_with_a_line(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"prompt": " one ", "source": "x"}\n\n{"prompt": "two"}\n')
+    assert from_files(str(file), str(file)).train == ("one", "two")
+    for line, told in (
+        ("{", "line 1"),
+        ('{"text": "a"}', "KeyError"),
+        ("[]", "TypeError"),
+        ('{"prompt": 3}', "no text"),
+    ):
+        file.write_text(line)
+        with pytest.raises(ValueError, match=told):
+            from_files(str(file), str(file))
+
+
+def test_duplicates_and_overlap_are_reported(tmp_path, caplog):
+    (tmp_path / "train.txt").write_text("a\nb\na\n")
+    (tmp_path / "test.txt").write_text("b\nc\n")
+    assert from_files(str(tmp_path / "train.txt"), str(tmp_path / "test.txt")).train == ("a", "b", "a")
+    assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in caplog.text
+    assert "1 of 2 held-out prompts are trained on, 'b' for one" in caplog.text

@@ -10,12 +10,14 @@ class Policy(Protocol):
     """A velocity field over latents, with its text encoder and its decoder.
 
     latent_shape: (C, F, H, W). evaluations_per_velocity: transformer forwards per sample, 2 with classifier-free guidance.
-    flops_per_forward: of one transformer forward of one sample.
+    flops_per_forward: of one transformer forward of one sample. forwards_together: `velocity` needs all ranks, which must
+    call it, and go backward through it, equally often.
     """
 
     latent_shape: tuple[int, ...]
     evaluations_per_velocity: int
     flops_per_forward: float
+    forwards_together: bool
 
     def encode(self, texts: Iterable[str]) -> torch.Tensor:
         """Text condition [B, M, D]."""

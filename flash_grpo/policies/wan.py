@@ -2,26 +2,40 @@
 
 import copy
 import importlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
+
+from flash_grpo.policies.lora import add_lora, save_lora, without_lora
+from flash_grpo.policies.shard import shard_frozen
+from flash_grpo.policies.source import TINY, index_of, pipeline_folder
+from flash_grpo.policies.text import RandomConditions, TextConditions
+from flash_grpo.policies.vae import WanVideoDecoder
 
 transformers_logging.disable_progress_bar()
 
-TINY = "tiny_wan"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHTS = ("pretrained", "random")
 
 
 class WanPolicy:
     """A Wan transformer with its frozen text encoder and its frozen decoder, see `policies.Policy`.
 
-    path: a folder in diffusers' pipeline layout; "tiny_wan" is the one that ships with the package.
-    frames, height, width: of the decoded video. guidance: classifier-free guidance scale, 1 switches it off.
+    path, revision: a folder in diffusers' pipeline layout, or a hub id and its pinned revision, see `source`; "tiny_wan"
+    ships with the package. weights: "random" makes a model of `architecture` (WanTransformer3DModel's arguments) without
+    any file, for benchmarks. frames, height, width: of the decoded video. guidance: classifier-free guidance scale, 1
+    switches it off. max_text_tokens: M. embedding_cache: folder of text embeddings, see `text`.
+    dtype: what the transformer computes in; latents, velocities and the decoder are float32 always. Weights that are
+    trained stay float32, so that small steps are not lost: the LoRA's, or all of them, which then compute by autocast.
+    lora: rank, alpha, targets, init, seed, see `lora`; None trains every weight. gradient_checkpointing: recomputes
+    blocks in the backward. attention: a backend of diffusers, None is its default. compile: the transformer's blocks.
+    tiling, slicing: of the VAE's decoding, see `vae`. shard: the frozen base over the ranks, see `shard`.
     """
 
     def __init__(
@@ -35,22 +49,51 @@ class WanPolicy:
         negative_prompt: str = "",
         max_text_tokens: int,
         device: torch.device,
+        revision: str | None = None,
+        weights: str = "pretrained",
+        architecture: Mapping[str, Any] | None = None,
+        embedding_cache: str | None = None,
+        dtype: str = "float32",
+        lora: Mapping[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        attention: str | None = None,
+        compile: bool = False,
+        tiling: bool = False,
+        slicing: bool = False,
+        shard: bool = False,
     ):
-        folder = Path(__file__).parent / TINY if path == TINY else Path(path)
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"model.path={path}: no model_index.json there; expected a folder in diffusers' layout")
-        self.transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer").to(device)
-        self.codec = _codec_class(folder).from_pretrained(folder, subfolder="vae").to(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        self._text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").to(device).eval()
-        self._max_text_tokens, self._cache, self._base = max_text_tokens, {}, None
-        self.device, self.guidance, self.negative_prompt = device, guidance, negative_prompt
+        _one_of("dtype", dtype, DTYPES)
+        _one_of("weights", weights, WEIGHTS)
+        device, compute = torch.device(device), DTYPES[dtype]
+        held = compute if lora else torch.float32
+        if weights == "random":
+            self.transformer = random_transformer(dict(architecture or {}), held, device)
+            self.codec = WanVideoDecoder(_on(device, AutoencoderKLWan), tiling, slicing)
+            self.encode = RandomConditions(max_text_tokens, self.transformer.config.text_dim, device, compute)
+        else:
+            folder = pipeline_folder(path, revision)
+            _refuse_two_experts(folder, path)
+            self.transformer = _loaded(WanTransformer3DModel, folder, "transformer", held).to(device)
+            self.codec = _codec(folder, device, tiling, slicing)
+            self.encode = TextConditions(folder, max_text_tokens, device, compute, embedding_cache)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
+        self._lora, self._base = dict(lora or {}), None
+        self._held, self._compute = held, compute
+        self.device, self.guidance, self.negative_prompt = device, guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
-        self.flops_per_forward = self._count_flops()
+        self.flops_per_forward = (
+            _tiny_flops(self)
+            if path == TINY
+            else forward_flops(self.transformer.config, self.latent_shape, max_text_tokens)
+        )
+        if lora:
+            add_lora(self.transformer, **lora)
+        self._tune(gradient_checkpointing, attention, compile)
+        if shard and not lora:
+            raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
+        self.forwards_together = shard and shard_frozen(self.transformer, device)
 
-    def encode(self, texts: Iterable[str]) -> torch.Tensor:
-        return torch.stack([self._embedding(text) for text in texts])
+    encode: TextConditions | RandomConditions
 
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
         return self._guided(self.transformer, x_BCFHW, timestep_B, condition_BMD)
@@ -59,52 +102,124 @@ class WanPolicy:
     def base_velocity(
         self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
     ) -> torch.Tensor:
-        return self._guided(self._base, x_BCFHW, timestep_B, condition_BMD)
+        if not self._lora:
+            return self._guided(self._base, x_BCFHW, timestep_B, condition_BMD)
+        with without_lora(self.transformer):
+            return self._guided(self.transformer, x_BCFHW, timestep_B, condition_BMD)
 
     def keep_base(self) -> None:
-        self._base = copy.deepcopy(self.transformer).requires_grad_(False)
+        if not self._lora:
+            self._base = copy.deepcopy(self.transformer).requires_grad_(False)
 
     @torch.no_grad()
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
         video = self.codec.decode(latent_BCFHW)
-        return (video.clamp(0, 1) * 255).round().to(torch.uint8)
+        return (video.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad}
 
+    def export(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
+        """Writes these values of `trainable()` for WanPipeline: LoRA weights, or a whole transformer."""
+        if self._lora:
+            save_lora(folder, parameters, **{key: self._lora[key] for key in ("rank", "alpha", "targets")})
+        else:
+            self.transformer.load_state_dict(parameters, strict=False)
+            self.transformer.save_pretrained(folder / "transformer")
+
     def _guided(
         self, transformer, x: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
     ) -> torch.Tensor:
-        """Both halves of guidance go through in one batch."""
+        """Both halves of guidance go through in one batch. `timestep_B` is 1-D: a 2-D one means something else to Wan."""
         timestep_B = timestep_B.to(x.device)
         if self.guidance == 1:
-            return transformer(x, timestep_B, condition_BMD, return_dict=False)[0].float()
-        negative_BMD = self._embedding(self.negative_prompt).expand_as(condition_BMD)
-        both = transformer(
-            x.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([condition_BMD, negative_BMD]), return_dict=False
-        )[0]
-        conditional, unconditional = both.float().chunk(2)
+            return self._forward(transformer, x, timestep_B, condition_BMD)
+        negative_BMD = self.encode([self.negative_prompt]).expand_as(condition_BMD)
+        both = self._forward(
+            transformer, x.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([condition_BMD, negative_BMD])
+        )
+        conditional, unconditional = both.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
-    @torch.no_grad()
-    def _embedding(self, text: str) -> torch.Tensor:
-        """[M, D], zero behind the text's end as in WanPipeline; each text is encoded once."""
-        if text not in self._cache:
-            tokens = self._tokenizer(
-                [text], padding="max_length", max_length=self._max_text_tokens, truncation=True, return_tensors="pt"
-            ).to(self.device)
-            hidden = self._text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
-            self._cache[text] = hidden * tokens.attention_mask[0, :, None]
-        return self._cache[text]
+    def _forward(self, transformer, x: torch.Tensor, timestep_B: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        with self._precision():
+            return transformer(x.to(self._held), timestep_B, condition.to(self._held), return_dict=False)[0].float()
 
-    def _count_flops(self) -> float:
-        x = torch.zeros(1, *self.latent_shape, device=self.device)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.transformer(x, torch.zeros(1, device=self.device), self.encode([""]), return_dict=False)
-        return float(counter.get_total_flops())
+    def _precision(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self._compute) if self._held != self._compute else nullcontext()
+
+    def _tune(self, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
+        if gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if attention:
+            try:
+                self.transformer.set_attention_backend(attention)
+            except (ValueError, RuntimeError, ImportError) as error:
+                raise ValueError(f"model.attention={attention}: {' '.join(str(error).split())}") from error
+        if compile:
+            self.transformer.compile_repeated_blocks()
 
 
-def _codec_class(folder: Path) -> type:
-    """The decoder's class, as the pipeline's index names it."""
-    module, name = json.loads((folder / "model_index.json").read_text())["vae"]
-    return getattr(importlib.import_module(module), name)
+def random_transformer(architecture: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """A transformer of this architecture as torch initialises it, in the dtypes that a loaded one has."""
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(**architecture)
+    kept = set(transformer._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
+
+
+@torch.no_grad()
+def forward_flops(config: Mapping[str, Any], latent_shape: tuple[int, ...], text_tokens: int) -> float:
+    """Of one forward of one sample, counted on torch's meta device: no memory, no time, attention included."""
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(config)
+        inputs = torch.zeros(1, *latent_shape), torch.zeros(1), torch.zeros(1, text_tokens, config["text_dim"])
+    with FlopCounterMode(display=False) as counter:
+        transformer(*inputs, return_dict=False)
+    return float(counter.get_total_flops())
+
+
+@torch.no_grad()
+def _tiny_flops(policy: WanPolicy) -> float:
+    """The count that the tiny world's committed budgets rest on: without attention, which torch's counter does not see on
+    a CPU, and with one encoding of the empty text."""
+    x, timestep = torch.zeros(1, *policy.latent_shape, device=policy.device), torch.zeros(1, device=policy.device)
+    with FlopCounterMode(display=False) as counter:
+        policy.transformer(x, timestep, policy.encode([""]), return_dict=False)
+    return float(counter.get_total_flops())
+
+
+def _codec(folder: Path, device: torch.device, tiling: bool, slicing: bool) -> Any:
+    """The decoder, of the class that the pipeline's index names: diffusers' VAE, or one with the same two calls."""
+    module, name = index_of(folder)["vae"]
+    vae = _loaded(getattr(importlib.import_module(module), name), folder, "vae", torch.float32).to(device)
+    return WanVideoDecoder(vae, tiling, slicing) if isinstance(vae, AutoencoderKLWan) else vae
+
+
+def _loaded(kind: type, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    try:
+        return kind.from_pretrained(folder, subfolder=part, dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"{folder}: its {part} cannot be loaded ({' '.join(str(error).split())})") from error
+
+
+def _refuse_two_experts(folder: Path, path: str) -> None:
+    index = index_of(folder)
+    if (index.get("transformer_2") or [None])[0] or index.get("expand_timesteps"):
+        raise ValueError(
+            f"model.path={path}: Wan2.2 (two experts, or timesteps per token) is not supported; use Wan2.1"
+        )
+
+
+def _on(device: torch.device, kind: type) -> Any:
+    with torch.device(device):
+        return kind()
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"model.{key}={value}: allowed are {', '.join(allowed)}")

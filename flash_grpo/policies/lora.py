@@ -1,0 +1,71 @@
+"""Low-rank adapters on a diffusers transformer, through peft."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from flash_grpo import keyed
+
+ADAPTER = "default"
+
+
+def lora_config(*, rank: int, alpha: float, targets: Sequence[str], init: str = "gaussian") -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=init)
+
+
+def add_lora(
+    transformer: WanTransformer3DModel, *, rank: int, alpha: float, targets: Sequence[str], init: str, seed: int
+) -> None:
+    """Freezes the transformer and adds fp32 adapters, whatever dtype it has, to each linear layer that a target names.
+
+    init "gaussian": A from N(0, 1/rank²), drawn by key so that ranks and devices agree; B = 0. Others: see peft.
+    """
+    if rank < 1:
+        raise ValueError(f"optim.lora.rank={rank}: must be at least 1")
+    _refuse_targets_that_match_nothing(transformer, targets)
+    transformer.requires_grad_(False)
+    transformer.add_adapter(lora_config(rank=rank, alpha=alpha, targets=targets, init=init), ADAPTER)
+    for name, parameter in transformer.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            if init == "gaussian" and ".lora_A." in name and parameter.device.type != "meta":
+                parameter.data.copy_(keyed.normal(parameter.shape, seed, "lora", name) / rank)
+
+
+@contextmanager
+def without_lora(transformer: WanTransformer3DModel) -> Iterator[None]:
+    """Inside, the transformer is the base model."""
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True  # enable_adapters(False) would also stop the adapters' gradients
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def save_lora(
+    folder: Path, parameters: dict[str, torch.Tensor], *, rank: int, alpha: float, targets: Sequence[str]
+) -> None:
+    """Writes adapters so that `WanPipeline.load_lora_weights(folder)` applies them at the scale they were trained at."""
+    layers = {name.replace(f".{ADAPTER}.", "."): value.contiguous() for name, value in parameters.items()}
+    described = lora_config(rank=rank, alpha=alpha, targets=targets).to_dict()
+    described["target_modules"] = sorted(described["target_modules"])  # a set, which JSON has not
+    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=described)
+
+
+def _refuse_targets_that_match_nothing(transformer: WanTransformer3DModel, targets: Sequence[str]) -> None:
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    idle = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if idle or not targets:
+        there = sorted({name.split("attn1.")[1] for name in linear if "attn1." in name})
+        raise ValueError(
+            f"optim.lora.targets: {', '.join(idle) or 'none given'} match no linear layer of the transformer; its "
+            f"attention has {', '.join(there)}"
+        )

@@ -1,0 +1,38 @@
+"""A pipeline's folder, in diffusers' own layout."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from flash_grpo.hub import local_folder
+
+TINY = "tiny_wan"
+INDEX = "model_index.json"
+
+
+def pipeline_folder(path: str, revision: str | None) -> Path:
+    """The folder that holds the pipeline `path`; ValueError in one line where there is none."""
+    folder = Path(__file__).parent / TINY if path == TINY else local_folder(path, revision, "model.path")
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"model.path={path}: no {INDEX} there; expected a folder in diffusers' layout or a hub id")
+    return folder
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """The pipeline's index: part name -> [library, class], and its options."""
+    return json.loads((folder / INDEX).read_text())
+
+
+def fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
+    """Tells two versions of the pipeline's parts apart without reading their weights: names, sizes, times of their files.
+
+    Files of a hub snapshot are links whose targets are named by their content's hash, which is used instead of the time.
+    """
+    files = sorted(file for part in parts for file in (folder / part).rglob("*") if file.is_file())
+    return hashlib.sha256(json.dumps([_identity(file, folder) for file in files]).encode()).hexdigest()
+
+
+def _identity(file: Path, folder: Path) -> list[str | int]:
+    content = file.resolve().name if file.is_symlink() else file.stat().st_mtime_ns
+    return [str(file.relative_to(folder)), file.stat().st_size, content]

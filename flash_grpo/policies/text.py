@@ -1,0 +1,108 @@
+"""Text conditions: each text is encoded once, on disk where asked, and the encoder leaves the device afterwards."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from flash_grpo.policies.source import fingerprint
+
+IN_MEMORY = 1024  # embeddings kept where the others are on disk; at most 4 MB each
+
+
+class TextConditions:
+    """`conditions(texts)` is what WanPipeline gives its transformer: [B, M, D], zero behind each text's end.
+
+    max_tokens: M. cache: a folder, shared by runs and ranks; None keeps embeddings in memory and the encoder on the device.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int, device: torch.device, dtype: torch.dtype, cache: str | None):
+        self._folder, self._max_tokens, self._device, self._dtype = folder, max_tokens, device, dtype
+        self._cache = Path(cache).expanduser() if cache else None
+        self._identity = f"{fingerprint(folder, ('text_encoder', 'tokenizer'))} {max_tokens} {dtype}"
+        self._memory: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        self._encoder: UMT5EncoderModel | None = None
+
+    def __call__(self, texts: Iterable[str]) -> torch.Tensor:
+        texts = list(texts)
+        missing = [text for text in dict.fromkeys(texts) if self._known(text) is None]
+        if missing:
+            self._encode(missing)
+        return torch.stack([self._padded(self._known(text)) for text in texts])
+
+    def file(self, text: str) -> Path:
+        """Where the text's embedding is cached: the name tells text, encoder, tokenizer, revision, length and dtype."""
+        return self._cache / f"{hashlib.sha256(f'{self._identity} {text}'.encode()).hexdigest()}.safetensors"
+
+    def _known(self, text: str) -> torch.Tensor | None:
+        """The embedding without padding, [tokens, D], or None."""
+        if text not in self._memory and self._cache and self.file(text).is_file():
+            self._remember(text, load_file(self.file(text))["embedding"])
+        return self._memory.get(text)
+
+    def _remember(self, text: str, embedding_MD: torch.Tensor) -> None:
+        self._memory[text] = embedding_MD
+        if self._cache and len(self._memory) > IN_MEMORY:
+            self._memory.popitem(last=False)
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> None:
+        encoder = self._encoder_on_device()
+        for text in texts:
+            embedding_MD = self._embedding(encoder, text)
+            if self._cache:
+                self._write(text, embedding_MD.cpu())
+            self._remember(text, embedding_MD)
+        if self._cache:
+            encoder.to("cpu")
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _embedding(self, encoder: UMT5EncoderModel, text: str) -> torch.Tensor:
+        tokens = self._tokenizer(
+            [prompt_clean(text)],
+            padding="max_length",
+            max_length=self._max_tokens,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._device)
+        hidden_MD = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+        return hidden_MD[: int(tokens.attention_mask.sum())]
+
+    def _encoder_on_device(self) -> UMT5EncoderModel:
+        if self._encoder is None:
+            self._encoder = UMT5EncoderModel.from_pretrained(
+                self._folder, subfolder="text_encoder", dtype=self._dtype
+            ).eval()
+        return self._encoder.to(self._device)
+
+    def _padded(self, embedding_MD: torch.Tensor) -> torch.Tensor:
+        rest = self._max_tokens - len(embedding_MD)
+        return torch.nn.functional.pad(embedding_MD.to(self._device), (0, 0, 0, rest))
+
+    def _write(self, text: str, embedding_MD: torch.Tensor) -> None:
+        """Aside, then renamed: ranks and runs that encode the same text at once do not disturb each other."""
+        file = self.file(text)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        save_file({"embedding": embedding_MD.contiguous()}, aside)
+        os.replace(aside, file)
+
+
+class RandomConditions:
+    """Stands in where there is no text encoder: noise of the right shape, for benchmarks with random weights."""
+
+    def __init__(self, max_tokens: int, width: int, device: torch.device, dtype: torch.dtype):
+        self._shape, self._device, self._dtype = (max_tokens, width), device, dtype
+
+    def __call__(self, texts: Iterable[str]) -> torch.Tensor:
+        return torch.randn(len(list(texts)), *self._shape, generator=torch.Generator().manual_seed(0)).to(
+            self._device, self._dtype
+        )

@@ -1,0 +1,87 @@
+"""A reward that lives in a server of its own: `python -m flash_grpo.rewards.serve`, see there for the protocol."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import tenacity
+import torch
+
+from flash_grpo.rewards import RewardError
+from flash_grpo.rewards.wire import TOKEN, packed_request
+from flash_grpo.types import Scores
+
+
+class RemoteReward:
+    """Scores on reward servers. A server that does not answer is asked again, ever more slowly, until `give_up_after`.
+
+    urls: of the servers, asked in turn and at once. batch: videos in one request (raw frames, 97 MB each at 480 x 832 x 81).
+    timeout: seconds for one answer. give_up_after: seconds without one after which the run ends; its checkpoints stay.
+    The token is FLASH_GRPO_REWARD_TOKEN of the environment, where the server asks for one.
+    """
+
+    def __init__(self, *, urls: Sequence[str], batch: int = 4, timeout: float = 600.0, give_up_after: float = 1800.0):
+        if not urls or batch < 1:
+            raise ValueError(f"reward.urls={list(urls)}, batch={batch}: at least one server and one video are needed")
+        self._urls, self._batch, self._give_up_after = [url.rstrip("/") for url in urls], batch, give_up_after
+        token = os.environ.get(TOKEN)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers)
+
+    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
+        rows = torch.arange(len(text)).split(self._batch)
+        with ThreadPoolExecutor(len(self._urls)) as pool:
+            asked = [
+                pool.submit(self._scored, url, video_BFHWC[chunk], [text[row] for row in chunk.tolist()])
+                for url, chunk in zip(itertools.cycle(self._urls), rows, strict=False)
+            ]
+            answers = [one.result() for one in asked]
+        parts = {
+            name: torch.cat([torch.tensor(answer["parts"][name]) for answer in answers]) for name in answers[0]["parts"]
+        }
+        return Scores(
+            total_B=torch.cat([torch.tensor(answer["total"]) for answer in answers]),
+            parts=parts,
+            device_seconds=sum(answer["device_seconds"] for answer in answers),
+        )
+
+    def _scored(self, url: str, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=30.0),
+            stop=tenacity.stop_after_delay(self._give_up_after),
+            reraise=True,
+        )
+        try:
+            answer = retrying(self._asked, url, packed_request(video_BFHWC, text))
+        except (httpx.TransportError, _Busy) as error:
+            raise RewardError(
+                f"reward server {url}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: {error}); start "
+                "it again and give the same command: the run continues from its last checkpoint"
+            ) from error
+        if len(answer["total"]) != len(text):
+            raise RewardError(f"reward server {url}: {len(answer['total'])} scores for {len(text)} videos")
+        return answer
+
+    def _asked(self, url: str, body: bytes) -> dict:
+        answer = self._client.post(f"{url}/score", content=body)
+        if answer.status_code >= 500:
+            raise _Busy(f"{answer.status_code} {answer.text[:200]}")
+        if answer.status_code != 200:
+            raise RewardError(f"reward server {url}: {answer.status_code} {answer.text[:500]}")
+        return _finite_or_nan(answer.json())
+
+
+class _Busy(Exception):
+    """The server is starting or going down."""
+
+
+def _finite_or_nan(answer: dict) -> dict:
+    """JSON has no NaN; the server writes null."""
+
+    def numbers(values: list) -> list[float]:
+        return [float("nan") if value is None else value for value in values]
+
+    return {**answer, "total": numbers(answer["total"]), "parts": {k: numbers(v) for k, v in answer["parts"].items()}}

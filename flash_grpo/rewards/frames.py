@@ -1,0 +1,52 @@
+"""A scorer of single images as a reward of videos. It cannot see motion: look at the frame minimum, and at the videos."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from flash_grpo.types import Scores
+
+ImageScorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
+
+
+def scorer_device(name: str) -> torch.device:
+    """auto, cpu or cuda as in the run's configuration; a rank's scorer shares the rank's GPU."""
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameReward:
+    """The mean of an image score over a video's best frames.
+
+    scorer: uint8 images [N, H, W, 3] and N texts to float [N]. every: score each n-th frame, from the first. best: the
+    share of the scored frames that counts, at least one; 1 is all (release: 0.3). batch: images scored at once.
+    Parts: the total as `name`, and mean and minimum over the scored frames as `name`_frame_mean and `name`_frame_min.
+    """
+
+    name: str
+    scorer: ImageScorer
+    every: int = 1
+    best: float = 1.0
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batch < 1 or not 0 < self.best <= 1:
+            raise ValueError(
+                f"reward.every={self.every}, best={self.best}, batch={self.batch}: every and batch must be at least 1, "
+                "best in (0, 1]"
+            )
+
+    @torch.no_grad()
+    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
+        chosen = video_BFHWC[:, :: self.every]
+        frames = chosen.shape[1]
+        image_NHWC, text_N = chosen.flatten(0, 1), [one for one in text for _ in range(frames)]
+        score_N = [
+            self.scorer(image_NHWC[rows], [text_N[row] for row in rows.tolist()]).float().cpu()
+            for rows in torch.arange(len(image_NHWC)).split(self.batch)
+        ]
+        score_BF = torch.cat(score_N).reshape(len(text), frames)
+        total_B = score_BF.topk(max(1, int(self.best * frames)), dim=1).values.mean(1)
+        parts = {"": total_B, "_frame_mean": score_BF.mean(1), "_frame_min": score_BF.min(1).values}
+        return Scores(total_B=total_B, parts={self.name + suffix: value for suffix, value in parts.items()})

@@ -1,0 +1,45 @@
+"""What travels between a run and a reward server: frames as safetensors, lossless; scores as JSON. Nothing is unpickled."""
+
+import json
+import math
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from flash_grpo.types import Scores
+
+TOKEN = "FLASH_GRPO_REWARD_TOKEN"
+
+
+def packed_request(video_BFHWC: torch.Tensor, text: list[str]) -> bytes:
+    spelled = torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)
+    return save({"video": video_BFHWC.cpu().contiguous(), "text": spelled})
+
+
+def unpacked_request(body: bytes) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Videos and texts; ValueError in one line for whatever else was sent."""
+    try:
+        sent = load(body)
+        text = json.loads(bytes(sent["text"].tolist()))
+        video = sent["video"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"expected safetensors of video and text ({type(error).__name__}: {error})") from error
+    if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+        raise ValueError(f"video: expected uint8 [B, F, H, W, 3], got {video.dtype} {list(video.shape)}")
+    if not isinstance(text, list) or not all(isinstance(one, str) for one in text) or len(text) != len(video):
+        raise ValueError(f"text: expected {len(video)} strings, one for each video")
+    return video, tuple(text)
+
+
+def packed_scores(scores: Scores, device_seconds: float) -> bytes:
+    answer = {
+        "total": _numbers(scores.total_B),
+        "parts": {name: _numbers(part) for name, part in scores.parts.items()},
+        "device_seconds": device_seconds,
+    }
+    return json.dumps(answer, allow_nan=False).encode()
+
+
+def _numbers(value_B: torch.Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in value_B.double().tolist()]

@@ -1,0 +1,45 @@
+"""What test_shard.py starts with torchrun, and goes through in its own process too: two iterations and an evaluation."""
+
+import sys
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from flash_grpo import cli, run
+from flash_grpo.distributed import Ranks
+
+
+def go_through(overrides: list[str]) -> dict:
+    with initialize_config_dir(cli.CONF, version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+    trainer = run.prepare_trainer(cfg, Ranks("cpu"))
+    _drop_some(trainer.method)
+    records = [trainer.iterate(iteration) for iteration in (1, 2)]
+    with trainer.ema.applied():
+        evaluate = run.build(cfg.evaluation.sampler, "evaluation.sampler")
+        evaluated = evaluate(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
+    frozen = [value for value in trainer.policy.transformer.parameters() if not value.requires_grad]
+    return {
+        **{name: [getattr(record, name) for record in records] for name in ("loss", "gradient_norm", "base_kl")},
+        "reward_mean": [record.reward_mean for record in records],
+        "transitions": [record.transitions for record in records],
+        "drift": [record.ratio_drift for record in records],
+        "evaluation": evaluated.reward_PK,
+        "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
+        "held": sum((value.to_local() if hasattr(value, "to_local") else value).numel() for value in frozen),
+        "together": trainer.policy.forwards_together,
+    }
+
+
+def _drop_some(method) -> None:
+    """Three rollouts of the first prompt train nothing, so that one of two ranks has fewer micro-batches."""
+    advantage, kept_PG = method.advantage, torch.tensor([[0.0, 0, 0, 1], [1, 1, 1, 1]])
+    object.__setattr__(method, "advantage", lambda reward_PG: advantage(reward_PG) * kept_PG)
+
+
+if __name__ == "__main__":
+    told = go_through(sys.argv[2:])
+    if torch.distributed.get_rank() == 0:
+        torch.save(told, sys.argv[1])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

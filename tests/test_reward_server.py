@@ -1,0 +1,210 @@
+"""A reward server and its client, over a real connection on loopback."""
+
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from flash_grpo import checkpoint, run
+from flash_grpo.records import read_records
+from flash_grpo.rewards import RewardError
+from flash_grpo.rewards.brightness import brightness
+from flash_grpo.rewards.client import RemoteReward
+from flash_grpo.rewards.serve import application, required_token
+from flash_grpo.rewards.shapes import ShapesReward
+from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
+from flash_grpo.types import Scores
+
+VIDEO = torch.arange(3 * 2 * 4 * 4 * 3).reshape(3, 2, 4, 4, 3).to(torch.uint8)
+TEXTS = ("a", "zwei ü", "c")
+
+
+class Server:
+    """A reward server in a thread, on one port throughout, that can be killed and started again."""
+
+    def __init__(self, reward, **options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self._made = f"http://127.0.0.1:{self.port}", (reward, options)
+
+    def start(self):
+        reward, options = self._made
+        app = application(reward, "tested", **{"token": None, "max_bytes": 2**20, **options})
+        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
+        return self
+
+    def kill(self):
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture
+def serving():
+    started = []
+
+    def serve(reward=brightness, **options):
+        started.append(Server(reward, **options).start())
+        return started[-1]
+
+    yield serve
+    for server in started:
+        server.kill()
+
+
+def test_scores_are_those_of_the_reward_whatever_the_batch_and_the_number_of_servers(serving):
+    urls = [serving().url, serving().url]
+    for batch in (1, 2, 8):
+        scores = RemoteReward(urls=urls, batch=batch)(VIDEO, TEXTS)
+        torch.testing.assert_close(scores.total_B, brightness(VIDEO, TEXTS).total_B)
+        torch.testing.assert_close(scores.parts["brightness"], scores.total_B)
+        assert scores.device_seconds > 0
+
+
+def test_texts_and_non_finite_scores_travel(serving):
+    heard = []
+
+    def reward(video, text):
+        heard.append(text)
+        return Scores(total_B=torch.tensor([1.0, float("nan"), float("inf")]), parts={})
+
+    total = RemoteReward(urls=[serving(reward).url])(VIDEO, TEXTS).total_B
+    assert heard == [TEXTS] and total[0] == 1 and not total[1:].isfinite().any()
+
+
+def test_health_tells_what_is_served(serving):
+    assert httpx.get(f"{serving().url}/health").json() == {"reward": "tested", "device": "cpu", "busy": False}
+
+
+def test_a_token_is_asked_for(serving, monkeypatch):
+    url = serving(token="secret").url
+    monkeypatch.delenv(TOKEN, raising=False)
+    for wrong in (None, "other"):
+        if wrong:
+            monkeypatch.setenv(TOKEN, wrong)
+        with pytest.raises(RewardError, match="401 a token is needed"):
+            RemoteReward(urls=[url])(VIDEO, TEXTS)
+    monkeypatch.setenv(TOKEN, "secret")
+    assert len(RemoteReward(urls=[url])(VIDEO, TEXTS).total_B) == 3
+
+
+def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert required_token("127.0.0.1") is None and required_token("::1") is None and required_token("localhost") is None
+    for host in ("0.0.0.0", "::", "10.0.0.1", "node17"):
+        with pytest.raises(ValueError, match=f"set {TOKEN}"):
+            required_token(host)
+    monkeypatch.setenv(TOKEN, "secret")
+    assert required_token("0.0.0.0") == "secret"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": None}])
+def test_too_large_a_request_is_refused(serving, headers):
+    url = f"{serving(max_bytes=100).url}/score"
+    body = packed_request(VIDEO, list(TEXTS))
+    content = body if not headers else iter([body[:50], body[50:]])  # chunked: its length is not told
+    answer = httpx.post(url, content=content)
+    assert answer.status_code == 413 and "server.max_megabytes" in answer.text
+
+
+def test_what_is_no_request_is_refused_with_a_reason(serving):
+    url = f"{serving().url}/score"
+    import pickle
+
+    for body in (b"", b"nonsense", pickle.dumps({"video": 1}), packed_request(VIDEO.float(), list(TEXTS))):
+        assert httpx.post(url, content=body).status_code == 400
+    assert (
+        httpx.post(url, content=packed_request(VIDEO, ["one"])).text == "text: expected 3 strings, one for each video"
+    )
+    assert httpx.get(url).status_code == 405
+
+
+def test_a_scorer_that_fails_is_not_asked_again(serving):
+    def fails(video, text):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RewardError, match="422 the scorer failed: RuntimeError: out of memory"):
+        RemoteReward(urls=[serving(fails).url])(VIDEO, TEXTS)
+
+
+def test_frames_are_lossless():
+    video, text = unpacked_request(packed_request(VIDEO, list(TEXTS)))
+    assert torch.equal(video, VIDEO) and text == TEXTS
+
+
+def test_a_server_that_stays_away_ends_the_call_with_a_clear_error(serving):
+    server = serving()
+    server.kill()
+    start = time.monotonic()
+    with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*last checkpoint"):
+        RemoteReward(urls=[server.url], give_up_after=1.0)(VIDEO, TEXTS)
+    assert time.monotonic() - start < 5
+
+
+def _reward_of(url, give_up_after):
+    return [
+        "reward=remote",
+        f"reward.urls=[{url}]",
+        f"reward.give_up_after={give_up_after}",
+        "budget.iterations=3",
+        "evaluation.every=1",
+        "checkpoint.every=1",
+    ]
+
+
+def test_killing_the_server_in_mid_run_loses_nothing(serving, config, train, tmp_path):
+    whole = train("run_name=whole", "budget.iterations=3", "evaluation.every=1")
+    calls, servers = [], []
+
+    def dies_once(video, text):
+        calls.append(len(text))
+        if len(calls) == 4:
+            threading.Thread(target=_restart, args=(servers[0],)).start()
+            time.sleep(0.3)
+        return ShapesReward()(video, text)
+
+    servers.append(serving(dies_once))
+    interrupted = train("run_name=served", *_reward_of(servers[0].url, 30))
+    for name in ("reward_mean", "loss"):
+        told = [[one.get(name) for one in read_records(directory)] for directory in (whole, interrupted)]
+        assert told[0] == told[1]
+    states = [checkpoint.newest(directory)["parameters"] for directory in (whole, interrupted)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def _restart(server):
+    server.kill()
+    time.sleep(0.3)
+    server.start()
+
+
+def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_from(serving, config, train, tmp_path):
+    calls, servers = [], []
+
+    def dies_for_good(video, text):
+        calls.append(len(text))
+        if len(calls) == 12:
+            threading.Thread(target=servers[0].kill).start()
+            time.sleep(0.3)
+        return ShapesReward()(video, text)
+
+    servers.append(serving(dies_for_good))
+    asked = _reward_of(servers[0].url, 2)
+    with pytest.raises(RewardError, match="no answer"):
+        train(*asked)
+    directory = tmp_path / "default" / "small"
+    done = int(checkpoint.complete(directory)[-1].name)
+    assert [record["kind"] for record in read_records(directory)][-1] == "failure"
+    servers[0].start()
+    train(*asked)
+    iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
+    assert done < 3 and iterations == [1, 2, 3]
+    assert run.read_manifest(directory).status == "completed"

@@ -1,0 +1,222 @@
+"""A real Wan pipeline, small and on disk, goes the way of Wan2.1-1.3B; the real shapes are checked on torch's meta device."""
+
+import json
+import os
+
+import pytest
+import torch
+import wan_pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from hydra.utils import instantiate
+
+from flash_grpo import keyed
+from flash_grpo.policies.lora import add_lora
+from flash_grpo.policies.wan import WanPolicy, forward_flops, random_transformer
+from flash_grpo.rollout import denoise, no_noise
+from flash_grpo.run import ConfigError, build
+from flash_grpo.types import FlowSchedule
+
+LORA = {"rank": 4, "alpha": 8, "targets": ["to_q", "to_k", "to_v", "to_out.0"], "init": "gaussian", "seed": 0}
+TEXTS = wan_pipeline.SENTENCES
+
+
+@pytest.fixture
+def policy(wan_folder, tmp_path):
+    """`policy(dtype="bfloat16")`: the small pipeline as a policy."""
+
+    def loaded(**options):
+        options = {"guidance": 4.5, "device": torch.device("cpu"), **options}
+        return WanPolicy(
+            path=str(wan_folder), frames=5, height=32, width=32, max_text_tokens=wan_pipeline.TEXT_TOKENS, **options
+        )
+
+    return loaded
+
+
+def _velocity_inputs(policy, count=2):
+    x = torch.stack([keyed.normal(policy.latent_shape, "test", index) for index in range(count)])
+    return x, torch.tensor([900, 300])[:count], policy.encode(TEXTS[:count])
+
+
+def _perturbed(policy):
+    """As after some training."""
+    with torch.no_grad():
+        for name, parameter in policy.trainable().items():
+            parameter.add_(0.1 * keyed.normal(parameter.shape, "perturbed", name))
+    return policy
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidance):
+    ours = policy(guidance=guidance)
+    noise = torch.stack([keyed.normal(ours.latent_shape, "noise", index) for index in range(2)])
+    pipeline = WanPipeline.from_pretrained(wan_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    asked = {
+        "prompt": list(TEXTS[:2]),
+        "negative_prompt": "",
+        "num_inference_steps": 6,
+        "guidance_scale": guidance,
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
+        "max_sequence_length": wan_pipeline.TEXT_TOKENS,
+    }
+    latent = pipeline(**asked, latents=noise, output_type="latent").frames
+    video = pipeline(**asked, latents=noise, output_type="pt").frames
+    sigma_S = pipeline.scheduler.sigmas
+    grid = FlowSchedule(
+        sigma_S=sigma_S, timestep_T=pipeline.scheduler.timesteps, std_T=sigma_S[:-1], dt_T=sigma_S.diff()
+    )
+    mine, _ = denoise(ours, ours.encode(TEXTS[:2]), noise, grid, torch.zeros(2, 6, dtype=torch.bool), no_noise)
+    torch.testing.assert_close(mine, latent, atol=1e-4, rtol=0)
+    assert (latent - noise).abs().mean() > 0.1
+    decoded = ours.decode(mine).permute(0, 1, 4, 2, 3).float() / 255
+    torch.testing.assert_close(decoded, video, atol=0.5 / 255 + 1e-4, rtol=0)
+
+
+def test_guidance_matters_and_the_prompt_is_heard(policy):
+    inputs = _velocity_inputs(policy())
+    guided, plain = (policy(guidance=scale).velocity(*inputs) for scale in (4.5, 1.0))
+    assert (guided - plain).abs().max() > 1e-3
+    x, timestep, condition = inputs
+    assert (guided - policy().velocity(x, timestep, condition.flip(0))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_velocity_is_float32_whatever_the_transformer_computes_in(policy, lora):
+    whole, half = policy(lora=lora), policy(lora=lora, dtype="bfloat16")
+    assert all(parameter.dtype == torch.float32 for parameter in half.trainable().values())
+    assert half.transformer.proj_out.weight.dtype == (torch.bfloat16 if lora else torch.float32)
+    inputs = _velocity_inputs(whole)
+    velocity = half.velocity(*inputs)
+    assert velocity.dtype == torch.float32
+    difference = (velocity - whole.velocity(*inputs)).abs().mean() / velocity.abs().mean()
+    assert 1e-4 < difference < 0.05  # it did compute in bfloat16
+
+
+def test_random_weights_have_the_dtypes_of_loaded_ones(policy):
+    loaded = policy(lora=LORA, dtype="bfloat16").transformer
+    made = random_transformer(dict(loaded.config), torch.bfloat16, torch.device("cpu"))
+    dtypes = {name: parameter.dtype for name, parameter in made.named_parameters()}
+    assert dtypes == {
+        name.replace(".base_layer", ""): parameter.dtype
+        for name, parameter in loaded.named_parameters()
+        if "lora_" not in name
+    }
+
+
+def test_gradient_checkpointing_changes_no_gradient(policy):
+    gradients = []
+    for checkpointing in (False, True):
+        one = _perturbed(policy(lora=LORA, gradient_checkpointing=checkpointing))
+        one.velocity(*_velocity_inputs(one)).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in one.trainable().items()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_base_velocity_stays_that_of_the_base_and_leaves_adapters_trainable(policy):
+    for lora in (LORA, None):
+        one = policy(lora=lora)
+        one.keep_base()
+        inputs = _velocity_inputs(one)
+        base = policy().velocity(*inputs)
+        torch.testing.assert_close(one.velocity(*inputs), base)
+        _perturbed(one)
+        velocity = one.velocity(*inputs)
+        assert (velocity - base).abs().max() > 1e-3
+        torch.testing.assert_close(one.base_velocity(*inputs), base)
+        velocity.mean().backward()
+        assert all(value.grad is not None for name, value in one.trainable().items() if "norm" not in name)
+
+
+def test_adapters_are_drawn_by_key(policy):
+    first, second, other = (policy(lora={**LORA, "seed": seed}).trainable() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_text_is_encoded_once_and_the_encoder_is_not_loaded_again(policy, tmp_path):
+    direct = policy().encode(TEXTS)
+    cached = policy(embedding_cache=str(tmp_path / "text"))
+    torch.testing.assert_close(cached.encode(TEXTS), direct, rtol=0, atol=0)
+    assert len(list((tmp_path / "text").glob("*.safetensors"))) == len(TEXTS)
+    again = policy(embedding_cache=str(tmp_path / "text"))
+    again.encode._encoder_on_device = lambda: pytest.fail("encoded twice")
+    torch.testing.assert_close(again.encode(TEXTS), direct, rtol=0, atol=0)
+
+
+def test_another_encoder_does_not_read_the_cache(policy, wan_folder, tmp_path):
+    first = policy(embedding_cache=str(tmp_path)).encode.file("a")
+    weights = wan_folder / "text_encoder" / "model.safetensors"
+    stat = weights.stat()
+    try:
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        assert policy(embedding_cache=str(tmp_path)).encode.file("a") != first
+    finally:
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert policy(embedding_cache=str(tmp_path)).encode.file("a") == first
+    assert policy(embedding_cache=str(tmp_path), dtype="bfloat16").encode.file("a") != first
+
+
+def test_tiles_and_slices_decode_the_same_shape(policy):
+    x, _, _ = _velocity_inputs(policy())
+    whole, parts = policy().decode(x), policy(tiling=True, slicing=True).decode(x)
+    assert whole.shape == (2, 5, 32, 32, 3) and whole.dtype == torch.uint8
+    assert (whole.int() - parts.int()).abs().max() <= 1  # smaller than a tile; one at a time rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"path": "Wan-AI/No-Such-Model", "revision": "0" * 40}, r"hf download Wan-AI/No-Such-Model --revision 0000"),
+        ({"path": "Wan-AI/No-Such-Model"}, "needs a pinned revision"),
+        ({"path": "/nowhere"}, "model_index.json"),
+        ({"lora": {**LORA, "targets": ["to_q", "add_k_proj"]}}, "add_k_proj match no linear layer"),
+        ({"lora": {**LORA, "rank": 0}}, "at least 1"),
+        ({"dtype": "float16"}, "allowed are float32, bfloat16"),
+        ({"weights": "some"}, "allowed are pretrained, random"),
+        ({"attention": "none_such"}, "model.attention=none_such"),
+        ({"frames": 6}, "1 \\+ a multiple of 4"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, told):
+    cfg = config("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE)
+    with pytest.raises(ConfigError, match=told) as caught:
+        build({**cfg.model, "revision": None, **options}, "model", device=torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_experts_are_refused(wan_folder, policy):
+    index = wan_folder / "model_index.json"
+    before = index.read_text()
+    try:
+        index.write_text(json.dumps({**json.loads(before), "transformer_2": ["diffusers", "WanTransformer3DModel"]}))
+        with pytest.raises(ValueError, match=r"Wan2\.2"):
+            policy()
+    finally:
+        index.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "tflop", "lora"),
+    [("wan21_1p3b", 1_418_996_800, 283.0, 11_796_480), ("wan21_14b", 14_288_491_584, 1678.4, 52_428_800)],
+)
+def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
+    cfg = config(f"model={model}", "optim=lora")
+    assert (cfg.model.height, cfg.model.width, cfg.model.frames) == (480, 832, 81)
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**cfg.model.architecture)
+    assert sum(parameter.numel() for parameter in transformer.parameters()) == parameters
+    flops = forward_flops(transformer.config, (16, 21, 60, 104), cfg.model.max_text_tokens)
+    assert flops / 1e12 == pytest.approx(tflop, abs=0.05)
+    add_lora(transformer, **cfg.optim.lora)
+    assert sum(value.numel() for value in transformer.parameters() if value.requires_grad) == lora
+
+
+@pytest.mark.parametrize(("recipe", "steps"), [("wan21_1p3b", 20), ("wan21_14b", 12)])
+def test_the_recipes_steps_and_candidates(config, recipe, steps):
+    cfg = config(f"recipe={recipe}", f"schedule.num_steps={steps}")
+    assert len(instantiate(cfg.schedule)) == steps
+    instantiate(cfg.method).plan.check(steps)
