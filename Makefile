@@ -12,7 +12,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "One run: $(BIN)/python train.py     Everything it takes: $(BIN)/python train.py --help"
 
-demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (5 minutes on two cores)
+demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (3 minutes on two cores)
 	$(BIN)/python train.py -m sweeps=demo
 	$(BIN)/python -m analysis.report runs/demo
 
