@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flash_grpo import checkpoint, manifest, samples
 from flash_grpo.accounting import EVALUATION, Budget, Meter
@@ -75,7 +76,7 @@ class Run:
     def to_the_end(self, stop: "StopRequest") -> None:
         """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
         self._resume()
-        with self._progress() as bar:
+        with logging_redirect_tqdm(), self._progress() as bar:
             if self.evaluated < 0:
                 self._evaluate("start.png")
                 self._save()
@@ -192,7 +193,7 @@ class Run:
             initial=min(100, round(100 * self._spent(), 2)),
             desc=self.manifest.run_name,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[0]}, {elapsed} gone, {remaining} left",
-            postfix=[""],
+            postfix=["evaluating the start"],
             disable=None if self.trainer.ranks.is_main else True,
         )
 
