@@ -90,8 +90,9 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     """One row per finished run: rewards are evaluation rewards (EMA weights, ODE, fixed noise), costs cumulative.
 
     base, final, best: at iteration 0, at the last and at the best evaluation; gain: final - base. at_budget: reward at
-    `budget` (default: `equal_budget` of all runs), area: mean height of the curve up to there. seconds.*: mean wall
-    seconds of an iteration by phase. spent: the run's last cost in units of `cost`.
+    `budget` (default: `equal_budget` of all runs), area: mean height of the curve up to there. seconds.*: median
+    wall seconds of an iteration by phase (a run that was paused or shared its cores has outliers). spent: the run's
+    last cost in units of `cost`.
     """
     budget = equal_budget(study, cost) if budget is None else budget
     runs = study.runs.loc[study.runs["finished"], ["run", "method", "arm", "noise", "seed", "on_cpu"]]
@@ -99,8 +100,8 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     rewards = pd.DataFrame([_rewards(evaluations[run], cost, budget) for run in runs["run"]], columns=REWARDS)
     seconds = [name for name in study.iterations.columns if name.startswith("seconds.")]
     per_run = study.iterations.groupby("run", sort=False)
-    means = per_run[seconds].mean().assign(iterations=per_run["iteration"].max()).reindex(runs["run"])
-    return pd.concat([part.reset_index(drop=True) for part in (runs, rewards, means)], axis=1).assign(budget=budget)
+    medians = per_run[seconds].median().assign(iterations=per_run["iteration"].max()).reindex(runs["run"])
+    return pd.concat([part.reset_index(drop=True) for part in (runs, rewards, medians)], axis=1).assign(budget=budget)
 
 
 def _rewards(evaluations: pd.DataFrame, cost: str, budget: float) -> dict[str, float]:

@@ -38,7 +38,10 @@ def smoothing_width(iterations: pd.DataFrame) -> int:
 
 
 def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
-    """Wall seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method)."""
+    """Device-seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method).
+
+    Phases are timed by the wall; their shares of it divide the device-seconds.
+    """
     arms = style.ordered(summaries["arm"])
     phases = [name for name in ("rollout", "reward", "update") if f"seconds.{name}" in summaries]
     shades = {"rollout": 1.0, "update": 0.62, "reward": 0.32}
@@ -57,15 +60,17 @@ def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.margins(x=0.28)
-    ax.set_xlabel("Wall seconds per iteration (mean over seeds)")
+    ax.set_xlabel("Device-seconds per iteration (mean over seeds)")
     if arms:
         ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     return ax
 
 
 def _phase_means(summaries: pd.DataFrame, arm: str, phases: list[str]) -> pd.Series:
-    means = summaries.loc[summaries["arm"] == arm, [f"seconds.{phase}" for phase in phases]].mean()
-    return means.rename(lambda name: name.removeprefix("seconds."))
+    rows = summaries[summaries["arm"] == arm]
+    wall = rows[[f"seconds.{phase}" for phase in phases]].rename(columns=lambda name: name.removeprefix("seconds."))
+    shares = wall.div(wall.sum(axis=1), axis=0)
+    return shares.mul(rows["device_seconds"] / rows["iterations"], axis=0).mean()
 
 
 def _draw_arms(

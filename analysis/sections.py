@@ -165,8 +165,8 @@ def costs(given: Material) -> Iterator[Shown]:
         yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
         bars = _draw(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
-        caption = "Wall seconds of rollout, reward and update (rank 0), mean over seeds; the factor is to Flash-GRPO."
-        yield Shown(name="cost_per_iteration", title="Seconds per iteration", caption=caption, figure=bars)
+        caption = "Divided as rank 0's wall time of rollout, reward and update; the factor is to Flash-GRPO."
+        yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
 
 
 def steadiness(given: Material) -> Iterator[Shown]:
