@@ -121,9 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.vbench:
             scores = read_vbench(args.vbench)
-            output = (args.output or Path(args.run) / "evaluation") / "vbench.json"
+            output = (args.output or Path(args.run)) / "vbench.json"  # where analysis looks for it
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, json.dumps(scores, indent=1) + "\n")
+            write_atomically(output, args.vbench.read_text())
             print(json.dumps(scores, indent=1))
             return
         cfg, states, output = _asked(args)

@@ -6,6 +6,8 @@ import imageio.v3 as imageio
 import pytest
 import torch
 
+from analysis import paper
+from flash_grpo import paired
 from flash_grpo.videos import read_vbench, vbench_name, write_mp4
 
 
@@ -34,3 +36,12 @@ def test_vbench_results_are_read_as_percent(tmp_path):
         file.write_text(wrong)
         with pytest.raises(ValueError, match="not VBench's results"):
             read_vbench(file)
+
+
+def test_vbench_results_that_were_read_back_fill_table_1(tmp_path, capsys):
+    file, run_dir = tmp_path / "x_eval_results.json", tmp_path / "run"
+    file.write_text(json.dumps({"subject_consistency": [0.97, []], "imaging_quality": [0.625, []]}))
+    paired.main([str(run_dir), "--vbench", str(file)])
+    assert json.loads(capsys.readouterr().out) == {"subject_consistency": 97.0, "imaging_quality": 62.5}
+    filled = paper.vbench_scores(run_dir)
+    assert (filled["subject_consistency"], filled["imaging_quality"]) == (97.0, 62.5)
