@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,6 +46,19 @@ class Meter:
     def charge(self, device_seconds: float, name: str = "work") -> None:
         """What other devices spent for this rank: a reward server's."""
         self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
+
+    def unsettled(self) -> dict[str, Any]:
+        """What this rank spent since the last settling, to be put back by `resume`."""
+        return {
+            "seconds": self.seconds,
+            "device": self._device,
+            "forwards": self._forwards,
+            "backwards": self._backwards,
+        }
+
+    def resume(self, unsettled: dict[str, Any]) -> None:
+        self.seconds, self._device = unsettled["seconds"], unsettled["device"]
+        self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
 
     def settle(self) -> dict[str, float]:
         """Adds what all ranks spent since the last call to the cost; returns this rank's wall seconds by phase."""

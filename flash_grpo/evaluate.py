@@ -5,15 +5,17 @@ As a command, `python -m flash_grpo.evaluate RUN`: see `flash_grpo.paired`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from flash_grpo import keyed
 from flash_grpo.distributed import Ranks
+from flash_grpo.journal import Journal
 from flash_grpo.policies import Policy
-from flash_grpo.rewards import Reward
+from flash_grpo.rewards import Reward, ask
 from flash_grpo.rollout import denoise, no_noise
-from flash_grpo.types import FlowSchedule
+from flash_grpo.types import FlowSchedule, Scores
 
 Keep = Callable[[str, int, torch.Tensor, float, dict[str, float]], None]
 
@@ -32,37 +34,65 @@ class Evaluation:
 
     @torch.no_grad()
     def __call__(
-        self, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks, keep: Keep | None = None
+        self,
+        policy: Policy,
+        reward: Reward,
+        texts: tuple[str, ...],
+        ranks: Ranks,
+        keep: Keep | None = None,
+        journal: Journal | None = None,
     ) -> "Evaluated":
-        """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made."""
+        """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made.
+
+        journal: where a run that has to leave in the middle notes what is done; its videos of noise 0 come with it.
+        """
+        journal = journal or Journal(ranks)
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
         mine = jobs[ranks.rank :: ranks.world_size]
+        most = -(-len(jobs) // ranks.world_size)
         total = torch.zeros(len(texts), self.noises_per_prompt)
         parts: dict[str, torch.Tensor] = {}
         videos, device_seconds = {}, 0.0
-        for start in range(0, len(mine), self.batch):
+        for start in range(0, most, self.batch):
             chunk = mine[start : start + self.batch]
-            prompt_B, index_B = torch.tensor(chunk).T
-            video, scores = self._score(policy, reward, texts, chunk)
-            total[prompt_B, index_B] = scores.total_B.cpu()
-            device_seconds += scores.device_seconds
-            for name, part_B in scores.parts.items():
-                parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
-            if keep:
-                for row, (prompt, index) in enumerate(chunk):
-                    told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
-                    keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
-            videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
-        if policy.forwards_together:  # ranks with fewer videos take part in the others' steps
-            most = -(-len(jobs) // ranks.world_size)
-            for _ in range(-(-most // self.batch) - -(-len(mine) // self.batch)):
-                self._score(policy, reward, texts, jobs[:1])
+            work = partial(self._score, policy, reward, texts, chunk, journal, keep)
+            scores, shown = journal.once(f"evaluation {start}", work)
+            videos |= shown
+            if scores:
+                prompt_B, index_B = torch.tensor(chunk).T
+                total[prompt_B, index_B] = scores.total_B.cpu()
+                device_seconds += scores.device_seconds
+                for name, part_B in scores.parts.items():
+                    parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
+        journal.done.clear()
         parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
         return Evaluated(
             reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds
         )
 
-    def _score(self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]]):
+    def _score(
+        self,
+        policy: Policy,
+        reward: Reward,
+        texts: tuple[str, ...],
+        chunk: list[tuple[int, int]],
+        journal: Journal,
+        keep: Keep | None,
+    ) -> tuple[Scores | None, dict[str, torch.Tensor]]:
+        """The scores of the chunk's videos, and those of noise 0 by text. A rank without a chunk takes part in others'."""
+        video = self._videos(policy, texts, chunk or [(0, 0)]) if chunk or policy.forwards_together else None
+        asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk)) if chunk else None
+        journal.wait(lambda: asked is None or asked.ready())
+        if asked is None:
+            return None, {}
+        scores = asked.get()
+        if keep:
+            for row, (prompt, index) in enumerate(chunk):
+                told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
+                keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
+        return scores, {texts[prompt]: clip for (prompt, index), clip in zip(chunk, video, strict=True) if index == 0}
+
+    def _videos(self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]]) -> torch.Tensor:
         chosen = tuple(texts[prompt] for prompt, _ in chunk)
         noise = [keyed.normal(policy.latent_shape, self.seed, "evaluation", texts[p], index) for p, index in chunk]
         condition = policy.encode(chosen)
@@ -70,8 +100,7 @@ class Evaluation:
         latent, _ = denoise(
             policy, condition, torch.stack(noise).to(condition.device), self.schedule, mask_BT, no_noise
         )
-        video = policy.decode(latent)
-        return video, reward(video, chosen)
+        return policy.decode(latent)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def known_run(run_dir: Path) -> RunManifest:
 
 def saved_state(run_dir: Path, iteration: int | None) -> dict:
     """A checkpoint, the newest where `iteration` is None."""
-    there = [int(path.name) for path in checkpoint.complete(run_dir)]
+    there = [int(path.name) for path in checkpoint.after_iterations(run_dir)]
     if not there or (iteration is not None and iteration not in there):
         told = f"the iterations there are {there}" if there else "there is none"
         raise ValueError(f"{run_dir}: no checkpoint{f' of iteration {iteration}' if there else ''}; {told}")

@@ -99,11 +99,12 @@ def hardware(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def start(iteration: int) -> dict[str, Any]:
+def start(iteration: int, pieces: int) -> dict[str, Any]:
     """One entry of `RunManifest.starts`."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "iteration": iteration,
+        "pieces": pieces,
         "git": git_state(),
         "host": platform.node(),
         "pid": os.getpid(),
@@ -111,12 +112,14 @@ def start(iteration: int) -> dict[str, Any]:
     }
 
 
-def refuse_endless_restarts(starts: list[dict[str, Any]], iteration: int, limit: int) -> None:
-    """RuntimeError where Slurm has started this job `limit` times since it last completed an iteration.
+def refuse_endless_restarts(starts: list[dict[str, Any]], iteration: int, pieces: int, limit: int) -> None:
+    """RuntimeError where Slurm has started this job `limit` times since it last completed a piece of its work.
 
-    A requeued job keeps its id, so a person's own restarts do not count.
+    pieces: micro-batches done, see `Journal`. A requeued job keeps its id, so a person's own restarts do not count.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    of_job = [one["iteration"] for one in starts if job and one["slurm"].get("SLURM_JOB_ID") == job]
-    if len(of_job) >= limit and set(of_job[-limit:]) == {iteration}:
-        raise RuntimeError(f"started {limit} times at iteration {iteration} without completing another one: giving up")
+    of_job = [one["pieces"] for one in starts if job and one["slurm"].get("SLURM_JOB_ID") == job]
+    if len(of_job) >= limit and set(of_job[-limit:]) == {pieces}:
+        raise RuntimeError(
+            f"started {limit} times without completing a micro-batch after iteration {iteration}: giving up"
+        )

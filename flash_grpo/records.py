@@ -118,7 +118,8 @@ class RunManifest:
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
     status: running, completed or failed; reason: one line when failed, or why it stopped.
-    starts: one entry per start of the program: time, iteration it continued from, git, Slurm ids, host, pid.
+    starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
+      `journal`) done until then, git, Slurm ids, host, pid.
     """
 
     run_name: str

@@ -1,13 +1,15 @@
 """Denoising that obeys a mask: stochastic where it says so, deterministic elsewhere."""
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from flash_grpo import keyed
 from flash_grpo.policies import Policy
 from flash_grpo.sde import log_prob, ode_step, sde_mean, sde_noise_std
-from flash_grpo.types import FlowSchedule, PromptBatch, Transitions
+from flash_grpo.types import FlowSchedule, PromptBatch, Rollouts, Transitions
 
 SdeNoise = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -78,6 +80,22 @@ def joined(parts: list[Transitions], like: torch.Tensor) -> Transitions:
         rollout_N=empty, step_N=empty, x_NCFHW=like[:0], x_next_NCFHW=like[:0], logp_old_N=like.new_empty(0)
     )
     return Transitions(**{name: torch.cat([getattr(part, name) for part in [none, *parts]]) for name in vars(none)})
+
+
+def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:
+    """The rollouts of the whole batch from those of its parts, in order."""
+    first_rows = itertools.accumulate((len(part.batch) for part in parts), initial=0)
+    transitions = [
+        replace(part.transitions, rollout_N=part.transitions.rollout_N + first)
+        for part, first in zip(parts, first_rows, strict=False)
+    ]
+    return Rollouts(
+        batch=batch,
+        condition_BMD=torch.cat([part.condition_BMD for part in parts]),
+        latent_BCFHW=torch.cat([part.latent_BCFHW for part in parts]),
+        video_BFHWC=torch.cat([part.video_BFHWC for part in parts]),
+        transitions=joined(transitions, parts[0].latent_BCFHW),
+    )
 
 
 def no_noise(step: int, rows: torch.Tensor) -> torch.Tensor:

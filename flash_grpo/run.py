@@ -20,6 +20,7 @@ from flash_grpo.accounting import EVALUATION, Budget, Meter
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
+from flash_grpo.journal import Journal, Leave
 from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout
 from flash_grpo.records import (
@@ -71,31 +72,43 @@ class Run:
     max_idle_starts: int
     iteration: int = 0
     evaluated: int = -1
+    evaluating: bool = False
     _records: RecordWriter | None = None
 
     def to_the_end(self, stop: "StopRequest") -> None:
         """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
         self._resume()
-        with logging_redirect_tqdm(), self._progress() as bar:
-            if self.evaluated < 0:
-                self._evaluate("start.png")
+        self.trainer.journal.asked = lambda: stop.requested
+        try:
+            with logging_redirect_tqdm(), self._progress() as bar:
+                self._iterate(bar)
+            if self.evaluated < self.iteration:
+                self._evaluate("end.png")
                 self._save()
-            while (spent := self._spent()) < 1:
-                record = self.trainer.iterate(self.iteration + 1)
-                self.iteration = record.iteration
-                self._write(record)
-                refuse_drift(record, self.trainer.method.ratio_clip)
-                _advance(bar, self._spent(), record)
-                if self._due(spent) and self._spent() < 1:
-                    self._evaluate()
-                leave = self.trainer.ranks.any(stop.requested)
-                if leave or self.iteration % self.checkpoint_every == 0:
-                    self._save()
-                if leave:
-                    raise Interrupted(f"saved at iteration {self.iteration}; the same command continues this run")
-        if self.evaluated < self.iteration:
-            self._evaluate("end.png")
+        except Leave:
+            self._leave()
+            raise Interrupted(f"saved {self._where()}; the same command continues this run") from None
+
+    def _iterate(self, bar: tqdm) -> None:
+        if self.evaluated < 0:
+            self._evaluate("start.png")
             self._save()
+        elif self.evaluating and self._spent() < 1:
+            self._evaluate()
+        while (spent := self._spent()) < 1:
+            record = self.trainer.iterate(self.iteration + 1)
+            self.iteration = record.iteration
+            self._write(record)
+            refuse_drift(record, self.trainer.method.ratio_clip)
+            _advance(bar, self._spent(), record)
+            if self._due(spent) and self._spent() < 1:
+                self._evaluate()
+            if self.iteration % self.checkpoint_every == 0:
+                self._save()
+
+    def _where(self) -> str:
+        during = "in the evaluation after" if self.evaluating else "in the middle of the one after"
+        return f"{f'{during} ' if self.trainer.journal.done else 'after '}iteration {self.iteration}"
 
     def _due(self, spent_before: float) -> bool:
         """Whether the last iteration has crossed a multiple of `evaluate_every`, a share of the budget."""
@@ -107,8 +120,12 @@ class Run:
 
     def _evaluate(self, sheet: str | None = None) -> None:
         trainer = self.trainer
+        self.evaluating = True
         with trainer.meter.phase(EVALUATION), trainer.ema.applied():
-            evaluated = self.evaluation(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
+            evaluated = self.evaluation(
+                trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks, journal=trainer.journal
+            )
+        self.evaluating = False
         trainer.meter.charge(evaluated.device_seconds, EVALUATION)
         trainer.meter.settle()
         refuse_unusable(evaluated, self.iteration)
@@ -136,24 +153,42 @@ class Run:
             self._records.append(record)
 
     def _save(self) -> None:
-        """Everything that the next iteration depends on, and the records' length at this moment."""
+        if self.trainer.ranks.is_main:
+            checkpoint.save(self.directory, self.iteration, self._state(), self.checkpoint_keep)
+        self.trainer.ranks.barrier()
+
+    def _leave(self) -> None:
+        """Saves also what each rank has done of the iteration, or the evaluation, under way."""
         trainer = self.trainer
-        if trainer.ranks.is_main:
-            state = {
-                "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
-                "optimizer": trainer.optimizer.state_dict(),
-                "ema": trainer.ema.shadow,
-                "progress": {
-                    "iteration": self.iteration,
-                    "evaluated": self.evaluated,
-                    "optimizer_steps": trainer.optimizer_steps,
-                    "cost": vars(trainer.meter.cost),
-                    "evaluation_seconds": trainer.meter.evaluation_seconds,
-                    "records_length": self._records.length,
-                },
-            }
-            checkpoint.save(self.directory, self.iteration, state, self.checkpoint_keep)
-        trainer.ranks.barrier()
+        if not trainer.journal.done:
+            self._save()
+            return
+        mine = {
+            "done": trainer.journal.done,
+            "gradients": {name: value.grad for name, value in trainer.policy.trainable().items()},
+            "unsettled": trainer.meter.unsettled(),
+        }
+        checkpoint.save_inside(self.directory, self.iteration, self._state, mine, self.checkpoint_keep, trainer.ranks)
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that what comes next depends on, and the records' length at this moment."""
+        trainer = self.trainer
+        return {
+            "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
+            "optimizer": trainer.optimizer.state_dict(),
+            "ema": trainer.ema.shadow,
+            "progress": {
+                "iteration": self.iteration,
+                "evaluated": self.evaluated,
+                "evaluating": self.evaluating,
+                "pieces": trainer.journal.pieces,
+                "inside_on_ranks": trainer.ranks.world_size if trainer.journal.done else 0,
+                "optimizer_steps": trainer.optimizer_steps,
+                "cost": vars(trainer.meter.cost),
+                "evaluation_seconds": trainer.meter.evaluation_seconds,
+                "records_length": self._records.length,
+            },
+        }
 
     def _resume(self) -> None:
         state, trainer = checkpoint.newest(self.directory), self.trainer
@@ -163,17 +198,34 @@ class Run:
             trainer.optimizer.load_state_dict(state["optimizer"])
             progress = state["progress"]
             self.iteration, self.evaluated = progress["iteration"], progress["evaluated"]
+            self.evaluating, trainer.journal.pieces = progress["evaluating"], progress["pieces"]
             trainer.optimizer_steps = progress["optimizer_steps"]
             trainer.meter.cost = Cost(**progress["cost"])
             trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
-            log.info("continuing %s from iteration %d", self.directory, self.iteration)
+            if progress["inside_on_ranks"]:
+                self._resume_inside(progress["inside_on_ranks"])
+            log.info("continuing %s %s", self.directory, self._where())
         if trainer.ranks.is_main:
             self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
-        manifest.refuse_endless_restarts(self.manifest.starts, self.iteration, self.max_idle_starts)
+        pieces = trainer.journal.pieces
+        manifest.refuse_endless_restarts(self.manifest.starts, self.iteration, pieces, self.max_idle_starts)
         if trainer.ranks.is_main:
-            self.manifest.starts.append(manifest.start(self.iteration))
+            self.manifest.starts.append(manifest.start(self.iteration, pieces))
             self.manifest.status, self.manifest.reason = "running", ""
             write_manifest(self.directory, self.manifest)
+
+    def _resume_inside(self, world_size: int) -> None:
+        trainer = self.trainer
+        if world_size != trainer.ranks.world_size:
+            raise ConfigError(
+                f"{self.directory} was left in the middle of an iteration by {world_size} ranks, and only as many can go on "
+                f"there; these are {trainer.ranks.world_size}. Or delete its newest checkpoint, the one with a +"
+            )
+        mine = checkpoint.of_this_rank(self.directory, trainer.ranks)
+        trainer.journal.done = mine["done"]
+        trainer.meter.resume(mine["unsettled"])
+        for name, value in trainer.policy.trainable().items():
+            value.grad = mine["gradients"][name]
 
     def finish(self, status: str, reason: str = "") -> None:
         if self.trainer.ranks.is_main:
@@ -206,7 +258,7 @@ def _advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop at the iteration's end; a second Ctrl-C does not wait for it.
+    """Ctrl-C or SIGTERM asks for a stop after the micro-batch under way; a second Ctrl-C does not wait for it.
 
     Under Slurm SIGTERM and USR2 are blocked before Python starts (see `slurm/`): they stay pending until looked for here,
     so that none is lost in start-up or in C code, and no process that the run started dies of them.
@@ -225,7 +277,7 @@ class StopRequest:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._noted = True
-        log.warning("%s: saving at the end of this iteration", signal.Signals(number).name)
+        log.warning("%s: saving after this micro-batch", signal.Signals(number).name)
 
 
 def run(cfg: DictConfig, run_name: str) -> Path:
@@ -301,6 +353,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
         ema=EMA(policy.trainable(), **cfg.optim.ema),
         ranks=ranks,
         meter=Meter(ranks, policy.flops_per_forward),
+        journal=Journal(ranks),
         seed=cfg.seed,
         max_gradient_norm=cfg.optim.max_gradient_norm,
         rollout_batch=cfg.rollout.batch,

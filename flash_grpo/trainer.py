@@ -1,22 +1,35 @@
 """One iteration: rollouts, rewards, optimizer steps. It never learns which method runs."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from flash_grpo.accounting import Meter
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
+from flash_grpo.journal import Journal
 from flash_grpo.loss import clipped_surrogate, gaussian_kl
 from flash_grpo.method import Method
 from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import IterationRecord
-from flash_grpo.rewards import Reward, RewardError
-from flash_grpo.rollout import SdeNoise, denoise, initial_noise, joined, sde_noise
+from flash_grpo.rewards import Asked, Reward, RewardError, ask
+from flash_grpo.rollout import SdeNoise, denoise, initial_noise, joined_rollouts, sde_noise
 from flash_grpo.sde import log_prob, sde_mean, sde_noise_std
-from flash_grpo.types import FlowSchedule, LossTerms, PromptBatch, Rollouts, Scores, Transitions
+from flash_grpo.types import (
+    FlowSchedule,
+    LossTerms,
+    PromptBatch,
+    Rollouts,
+    Scores,
+    Trained,
+    Transitions,
+    joined_scores,
+    joined_trained,
+)
 from flash_grpo.weighting import rescaled_to_mean_one
 
 
@@ -24,16 +37,12 @@ class DriftError(RuntimeError):
     """Rollout and replay disagree by more than the clip range: training would follow rounding, not the reward."""
 
 
-@dataclass
-class Trained:
-    """What an iteration's optimizer steps were made of, per trained transition of this rank, and their gradient norms."""
+Once = Callable[[str, Callable[[], Any]], Any]
 
-    terms: list[LossTerms]
-    weight_N: torch.Tensor
-    advantage_N: torch.Tensor
-    step_N: torch.Tensor
-    gradient_norms: list[float]
-    first_ratio_N: torch.Tensor
+
+def each_time(name: str, work: Callable[[], Any]) -> Any:
+    """In place of `Journal.once`, where nothing is to be remembered."""
+    return work()
 
 
 @dataclass(kw_only=True)
@@ -50,6 +59,7 @@ class Trainer:
     ema: EMA
     ranks: Ranks
     meter: Meter
+    journal: Journal
     seed: int
     max_gradient_norm: float
     rollout_batch: int
@@ -59,19 +69,48 @@ class Trainer:
     def iterate(self, iteration: int) -> IterationRecord:
         """Runs iteration 1, 2, … and tells what happened, over all ranks."""
         text_P = self.prompts.drawn(iteration, self.layout.num_prompts, self.seed)
-        with self.meter.phase("rollout"):
-            rollouts = self.rollout(self.layout.batch(iteration, text_P, self.ranks.rank))
-        with self.meter.phase("reward"):
-            scores = self.reward(rollouts.video_BFHWC, rollouts.batch.text)
-            reward_PG = self.over_ranks(rollouts.batch, scores.total_B)
-            _refuse_unusable(reward_PG, text_P, iteration)
-        self.meter.charge(scores.device_seconds)
+        batch = self.layout.batch(iteration, text_P, self.ranks.rank)
+        rollouts, scores = self.journal.once("rollouts", lambda: self.scored(batch))
+        reward_PG = self.over_ranks(batch, scores.total_B)
+        _refuse_unusable(reward_PG, text_P, iteration)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
-        return self._record(iteration, rollouts.batch, scores, reward_PG, trained)
+        self.journal.done.clear()
+        return self._record(iteration, batch, scores, reward_PG, trained)
+
+    def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
+        """The batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
+        chunks, asked = batch.split(self.rollout_batch), {}
+        for index, chunk in enumerate(chunks):
+            with self.meter.phase("rollout"):
+                part = self.journal.once(f"rollouts/{index}", partial(self.rollout_at_once, chunk))
+            with self.meter.phase("reward"):
+                if f"scores/{index}" not in self.journal.done:
+                    asked[index] = ask(self.reward, part.video_BFHWC, chunk.text)
+                self._collect(asked)
+        with self.meter.phase("reward"):
+            self.journal.wait(lambda: self._collect(asked))
+        done = self.journal.done
+        scores = [done.pop(f"scores/{index}") for index in range(len(chunks))]
+        rollouts = [done[f"rollouts/{index}"] for index in range(len(chunks))]
+        return joined_rollouts(batch, rollouts), joined_scores(scores)
+
+    def _collect(self, asked: dict[int, Asked]) -> bool:
+        """Notes the scores that are there, whose videos are not needed any more; whether none is missing."""
+        for index in [index for index, one in asked.items() if one.ready()]:
+            scores = asked.pop(index).get()
+            self.meter.charge(scores.device_seconds)
+            part = self.journal.done[f"rollouts/{index}"]
+            self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0])
+            self.journal.done[f"scores/{index}"] = scores
+        return not asked
 
     def rollout(self, batch: PromptBatch) -> Rollouts:
-        """The batch's rollouts, all randomness drawn from the run's seed."""
+        """The batch's rollouts with their videos, `rollout_batch` at a time."""
+        return joined_rollouts(batch, [self.rollout_at_once(chunk) for chunk in batch.split(self.rollout_batch)])
+
+    def rollout_at_once(self, batch: PromptBatch) -> Rollouts:
+        """All randomness drawn from the run's seed."""
         return self.rollout_from(
             batch,
             mask_BT=self.method.plan(batch, len(self.schedule), self.seed),
@@ -82,28 +121,17 @@ class Trainer:
     def rollout_from(
         self, batch: PromptBatch, mask_BT: torch.Tensor, noise_BCFHW: torch.Tensor, draw: SdeNoise
     ) -> Rollouts:
-        """The batch's rollouts from the given mask and noise, `rollout_batch` at a time."""
+        """The batch's rollouts from the given mask and noise."""
         condition_BMD = self.policy.encode(batch.text)
-        latents, videos, transitions = [], [], []
-        for rows in torch.arange(len(batch)).split(self.rollout_batch):
-            latent, taken = denoise(
-                self.policy,
-                condition_BMD[rows],
-                noise_BCFHW[rows].to(condition_BMD.device),
-                self.schedule,
-                mask_BT[rows],
-                lambda step, chosen, rows=rows: draw(step, rows[chosen]),
-            )
-            latents.append(latent)
-            videos.append(self.policy.decode(latent))
-            transitions.append(Transitions(**{**vars(taken), "rollout_N": rows[taken.rollout_N]}))
+        noise_BCFHW = noise_BCFHW.to(condition_BMD.device)
+        latent_BCFHW, transitions = denoise(self.policy, condition_BMD, noise_BCFHW, self.schedule, mask_BT, draw)
         self.meter.count(forwards=len(batch) * len(self.schedule) * self.policy.evaluations_per_velocity)
         return Rollouts(
             batch=batch,
             condition_BMD=condition_BMD,
-            latent_BCFHW=torch.cat(latents),
-            video_BFHWC=torch.cat(videos),
-            transitions=joined(transitions, latents[0]),
+            latent_BCFHW=latent_BCFHW,
+            video_BFHWC=self.policy.decode(latent_BCFHW),
+            transitions=transitions,
         )
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
@@ -115,17 +143,28 @@ class Trainer:
         parts = []
         for index in range(self.layout.optimizer_steps):
             rows = ((optimizer_step_N == index) & (advantage_N != 0)).nonzero().flatten()
-            parts.append(self.step(transitions[rows], rollouts.condition_BMD, advantage_N[rows]))
-        return _joined(parts)
+            step = partial(self.step, transitions[rows], rollouts.condition_BMD, advantage_N[rows], f"step {index}")
+            parts.append(self.journal.once(f"step {index}", step))
+        return joined_trained(parts)
 
-    def step(self, transitions: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor) -> Trained:
-        """One optimizer step on the given transitions of this rank and on those of all others."""
+    def step(
+        self, transitions: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, name: str
+    ) -> Trained:
+        """One optimizer step on the given transitions of this rank and on those of all others; `name`: in the journal."""
         total = int(self.ranks.sum(torch.tensor(len(transitions))))
         weight_N = self.weights(transitions.step_N, total)
-        terms = list(self.backward(transitions, condition_BMD, advantage_N, weight_N, total))
+        parts = self.backward(transitions, condition_BMD, advantage_N, weight_N, total, self.journal.once, f"{name}/")
+        terms = [part for part in parts if part]
         gradient_norm = self.apply_gradients() if total else 0.0
         ratio_N = torch.cat([term.ratio_N for term in terms]) if terms else torch.ones(0)
-        return Trained(terms, weight_N, advantage_N, transitions.step_N, [gradient_norm], ratio_N)
+        return Trained(
+            terms=terms,
+            weight_N=weight_N,
+            advantage_N=advantage_N,
+            step_N=transitions.step_N,
+            gradient_norms=[gradient_norm],
+            first_ratio_N=ratio_N,
+        )
 
     def weights(self, step_N: torch.Tensor, total: int) -> torch.Tensor:
         """The method's weights, rescaled over the optimizer step's `total` transitions of all ranks if it says so."""
@@ -143,16 +182,25 @@ class Trainer:
         advantage_N: torch.Tensor,
         weight_N: torch.Tensor,
         total: int,
-    ) -> Iterator[LossTerms]:
-        """Adds this rank's share of the gradient of the mean loss over `total`, micro-batch by micro-batch."""
-        chunks = [rows for rows in torch.arange(len(transitions)).split(self.update_batch) if len(rows)]
-        rounds = self.ranks.max(torch.tensor(len(chunks))) if self.policy.forwards_together else len(chunks)
-        for rows in chunks:
+        once: Once = each_time,
+        name: str = "",
+    ) -> Iterator[LossTerms | None]:
+        """Adds this rank's share of the gradient of the mean loss over `total`, micro-batch by micro-batch.
+
+        All ranks go through as many as the one with the most transitions; None stands for those that this one lacks.
+        """
+
+        def work(rows: torch.Tensor) -> LossTerms | None:
+            if not len(rows):
+                return self.keep_up(condition_BMD[:1]) if self.policy.forwards_together else None
             terms = self.loss(transitions[rows], condition_BMD, advantage_N[rows], weight_N[rows])
             (terms.loss_N.sum() / total).backward()
-            yield LossTerms(**{name: value.detach().cpu() for name, value in vars(terms).items()})
-        for _ in range(rounds - len(chunks)):
-            self.keep_up(condition_BMD[:1])
+            return LossTerms(**{name: value.detach().cpu() for name, value in vars(terms).items()})
+
+        batches = -(-len(transitions) // self.update_batch)
+        for index in range(int(self.ranks.max(torch.tensor(batches)))):
+            rows = torch.arange(len(transitions))[index * self.update_batch :][: self.update_batch]
+            yield once(f"{name}{index}", partial(work, rows))
 
     def keep_up(self, condition_BMD: torch.Tensor) -> None:
         """Takes part in a micro-batch of other ranks, of which this one has fewer, and adds nothing to the gradient."""
@@ -253,17 +301,6 @@ class Trainer:
             gradient_norm=sum(trained.gradient_norms) / len(trained.gradient_norms),
             lr=self.optimizer.param_groups[0]["lr"],
         )
-
-
-def _joined(parts: list[Trained]) -> Trained:
-    return Trained(
-        terms=[term for part in parts for term in part.terms],
-        weight_N=torch.cat([part.weight_N for part in parts]),
-        advantage_N=torch.cat([part.advantage_N for part in parts]),
-        step_N=torch.cat([part.step_N for part in parts]),
-        gradient_norms=[norm for part in parts for norm in part.gradient_norms],
-        first_ratio_N=parts[0].first_ratio_N,
-    )
 
 
 def refuse_drift(record: IterationRecord, ratio_clip: float) -> None:

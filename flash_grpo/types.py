@@ -4,7 +4,7 @@ Shape legend: B rollouts on this rank, T denoising steps, S = T + 1 sigmas, N tr
 channel, frame, height, width (videos: frame, height, width, colour), M D text token and text width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,18 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def split(self, size: int) -> "list[PromptBatch]":
+        """The same rollouts, at most `size` at a time."""
+        return [
+            replace(
+                self,
+                text=tuple(self.text[row] for row in rows.tolist()),
+                prompt_B=self.prompt_B[rows],
+                sibling_B=self.sibling_B[rows],
+            )
+            for rows in torch.arange(len(self)).split(size)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,15 @@ class Scores:
     device_seconds: float = 0.0
 
 
+def joined_scores(parts: "list[Scores]") -> "Scores":
+    """The scores of all parts' videos, in order."""
+    return Scores(
+        total_B=torch.cat([part.total_B for part in parts]),
+        parts={name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
+        device_seconds=sum(part.device_seconds for part in parts),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """The surrogate per transition, not yet averaged, and what it says of the update; all but `loss_N` are detached."""
@@ -91,3 +112,26 @@ class LossTerms:
     clipped_N: torch.Tensor
     approx_kl_N: torch.Tensor
     base_kl_N: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What an iteration's optimizer steps were made of, per trained transition of this rank, and their gradient norms."""
+
+    terms: list[LossTerms]
+    weight_N: torch.Tensor
+    advantage_N: torch.Tensor
+    step_N: torch.Tensor
+    gradient_norms: list[float]
+    first_ratio_N: torch.Tensor
+
+
+def joined_trained(parts: list[Trained]) -> Trained:
+    return Trained(
+        terms=[term for part in parts for term in part.terms],
+        weight_N=torch.cat([part.weight_N for part in parts]),
+        advantage_N=torch.cat([part.advantage_N for part in parts]),
+        step_N=torch.cat([part.step_N for part in parts]),
+        gradient_norms=[norm for part in parts for norm in part.gradient_norms],
+        first_ratio_N=parts[0].first_ratio_N,
+    )

@@ -1,6 +1,8 @@
 """What test_ranks.py starts with torchrun, and goes through in its own process too: a small run that notes its rollouts."""
 
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,6 +23,9 @@ class NotingTrainer(Trainer):
     """Notes of every rollout, under its name, what this rank made of it."""
 
     def update(self, rollouts, advantage_PG):
+        if rollouts.batch.iteration == 3 and self.ranks.rank == self.ranks.world_size - 1 and not self.asked_to_stop:
+            NotingTrainer.asked_to_stop = True
+            signal.raise_signal(signal.SIGTERM)  # all ranks leave at the next piece
         trained = super().update(rollouts, advantage_PG)
         batch, taken = rollouts.batch, rollouts.transitions
         for row in range(len(batch)):
@@ -35,10 +40,11 @@ class NotingTrainer(Trainer):
 
 
 def go_through(folder: Path, *overrides: str) -> dict:
-    """The run in two starts, the second from the first one's checkpoint; the notes of this rank's rollouts."""
-    run.Trainer, NotingTrainer.notes = NotingTrainer, {}
-    for iterations in (1, 4):
-        run.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
+    """The run in three starts, the third from the middle of an iteration; the notes of this rank's rollouts."""
+    run.Trainer, NotingTrainer.notes, NotingTrainer.asked_to_stop = NotingTrainer, {}, False
+    for iterations in (1, 4, 4):
+        with suppress(run.Interrupted):
+            run.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
     run.Trainer = Trainer
     return NotingTrainer.notes
 

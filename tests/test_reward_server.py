@@ -1,5 +1,7 @@
 """A reward server and its client, over a real connection on loopback."""
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from flash_grpo.rewards.client import RemoteReward
 from flash_grpo.rewards.serve import application, required_token
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
+from flash_grpo.trainer import Trainer
 from flash_grpo.types import Scores
 
 VIDEO = torch.arange(3 * 2 * 4 * 4 * 3).reshape(3, 2, 4, 4, 3).to(torch.uint8)
@@ -208,3 +211,44 @@ def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_fro
     iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
     assert done < 3 and iterations == [1, 2, 3]
     assert run.read_manifest(directory).status == "completed"
+
+
+def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monkeypatch):
+    whole = train("run_name=whole", "rollout.batch=2")
+    rollouts, scorings, make = [], [], Trainer.rollout_at_once
+
+    def noted(self, batch):
+        rollouts.append(time.monotonic())
+        return make(self, batch)
+
+    def slow(video, text):
+        start = time.monotonic()
+        time.sleep(0.2)
+        scorings.append((start, time.monotonic()))
+        return ShapesReward()(video, text)
+
+    monkeypatch.setattr(Trainer, "rollout_at_once", noted)
+    served = train("run_name=served", "rollout.batch=2", *_reward_of(serving(slow).url, 30), "budget.iterations=2")
+    meanwhile = [moment for moment in rollouts if any(start < moment < end for start, end in scorings)]
+    told = [
+        [one["reward_mean"] for one in read_records(directory) if one["kind"] == "iteration"]
+        for directory in (whole, served)
+    ]
+    assert len(meanwhile) >= 4
+    assert told[0] == told[1]
+
+
+def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, tmp_path):
+    server = serving()
+    asked = _reward_of(server.url, 600)
+    train(*asked, "budget.iterations=1")
+    server.kill()
+    stop = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    stop.start()
+    start = time.monotonic()
+    with pytest.raises(run.Interrupted, match="middle"):
+        train(*asked)
+    assert time.monotonic() - start < 10
+    server.start()
+    directory = train(*asked)
+    assert [one["iteration"] for one in read_records(directory) if one["kind"] == "iteration"] == [1, 2, 3]

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from flash_grpo import checkpoint, manifest, run
 from flash_grpo.evaluate import Evaluation
+from flash_grpo.journal import Journal, Leave
 from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.trainer import RewardError, Trainer
@@ -92,18 +94,58 @@ def during(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_asked_to_stop_saves_at_the_iteration_s_end_and_continues_bit_identically(
+def test_a_run_asked_to_stop_saves_after_the_micro_batch_and_continues_bit_identically(
     config, tmp_path, during, uninterrupted, number
 ):
     during(3, lambda: signal.raise_signal(number))
-    with pytest.raises(run.Interrupted, match="saved at iteration 3"):
+    with pytest.raises(run.Interrupted, match="saved in the middle of the one after iteration 2"):
         _start(config, tmp_path)
     directory = tmp_path / "default/small"
-    assert checkpoint.complete(directory)[-1].name == "000003"
+    assert checkpoint.complete(directory)[-1].name == "000002+001"
     assert read_manifest(directory).status == "running"
     assert "interrupted" in read_manifest(directory).reason
     _start(config, tmp_path)
     _assert_identical(directory, uninterrupted)
+
+
+SMALL_PIECES = ("rollout.batch=3", "training.batch=1", "evaluation.sampler.batch=5")
+MANY_PIECES = (*SMALL_PIECES, "training.optimizer_steps=2", "method.kl_weight=0.01")
+
+
+@pytest.mark.parametrize("chosen", [(), MANY_PIECES], ids=["few", "many"])
+def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically(config, tmp_path, monkeypatch, chosen):
+    """Rollouts, gradients and evaluations of micro-batches: each is done once, in a start of its own."""
+    asked = (*chosen, "budget.iterations=2")
+    whole = _start(config, tmp_path / "whole", *asked)
+    monkeypatch.setattr(Journal, "leave_if_asked", lambda self: _leave_after_one_piece(self))
+    directory, names = tmp_path / "pieces/default/small", []
+    for _ in range(200):
+        with suppress(run.Interrupted):
+            _start(config, tmp_path / "pieces", *asked)
+            break
+        names.append(checkpoint.complete(directory)[-1].name)
+    _assert_identical(directory, whole)
+    assert len([name for name in names if name.startswith("000001+")]) >= (8 if chosen else 1)
+    assert [path.name for path in checkpoint.complete(directory)][-1] == "000002"
+    assert not list((directory / "checkpoints").glob("*+*"))
+
+
+def _leave_after_one_piece(journal: Journal) -> None:
+    first = vars(journal).setdefault("first", journal.pieces)
+    if journal.pieces > first:
+        raise Leave
+
+
+def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_path, during):
+    during(1, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(run.Interrupted):
+        _start(config, tmp_path)
+    saved = checkpoint.complete(tmp_path / "default/small")[-1] / "state.pt"
+    state = torch.load(saved)
+    state["progress"]["inside_on_ranks"] = 2
+    torch.save(state, saved)
+    with pytest.raises(run.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
+        _start(config, tmp_path)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(config, tmp_path, during, uninterrupted):
@@ -368,9 +410,9 @@ def test_an_evaluation_record_holds_the_mean_of_every_prompt(uninterrupted):
 def test_evaluations_change_no_training_and_see_the_averaged_weights(config, tmp_path, monkeypatch, uninterrupted):
     seen, evaluate = [], Evaluation.__call__
 
-    def watched(self, policy, *rest):
+    def watched(self, policy, *rest, **more):
         seen.append({name: value.detach().clone() for name, value in policy.trainable().items()})
-        return evaluate(self, policy, *rest)
+        return evaluate(self, policy, *rest, **more)
 
     monkeypatch.setattr(Evaluation, "__call__", watched)
     directory = _start(config, tmp_path, "evaluation.every=0.1", "run_name=often")
@@ -436,11 +478,11 @@ def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_a
 
 
 def test_a_job_that_slurm_restarts_without_progress_gives_up(monkeypatch):
-    starts = [{"iteration": 7, "slurm": {"SLURM_JOB_ID": "12"}} for _ in range(3)]
+    starts = [{"iteration": 7, "pieces": 40, "slurm": {"SLURM_JOB_ID": "12"}} for _ in range(3)]
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    with pytest.raises(RuntimeError, match="3 times at iteration 7"):
-        manifest.refuse_endless_restarts(starts, 7, limit=3)
-    manifest.refuse_endless_restarts(starts, 8, limit=3)
-    manifest.refuse_endless_restarts(starts[1:], 7, limit=3)
+    with pytest.raises(RuntimeError, match="3 times without completing a micro-batch after iteration 7"):
+        manifest.refuse_endless_restarts(starts, 7, 40, limit=3)
+    manifest.refuse_endless_restarts(starts, 7, 41, limit=3)
+    manifest.refuse_endless_restarts(starts[1:], 7, 40, limit=3)
     monkeypatch.setenv("SLURM_JOB_ID", "13")
-    manifest.refuse_endless_restarts(starts, 7, limit=3)
+    manifest.refuse_endless_restarts(starts, 7, 40, limit=3)

@@ -232,8 +232,8 @@ def test_other_seeds_have_other_rewards_from_the_first_iteration_on(trainer):
 def test_seed_and_iteration_choose_prompts_steps_and_noise(trainer):
     def chosen(seed, iteration):
         small, made = trainer("ablations=no_iso_temporal", f"seed={seed}"), []
-        rollout = small.rollout
-        small.rollout = lambda batch: made.append(rollout(batch)) or made[-1]
+        rollout = small.rollout_at_once
+        small.rollout_at_once = lambda batch: made.append(rollout(batch)) or made[-1]
         small.iterate(iteration)
         taken = made[0].transitions
         return made[0].batch.text, tuple(taken.step_N.tolist()), float(taken.x_NCFHW[0].flatten()[0])

@@ -3,7 +3,8 @@
 import itertools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.pool import AsyncResult, ThreadPool
 
 import httpx
 import tenacity
@@ -17,6 +18,8 @@ from flash_grpo.types import Scores
 class RemoteReward:
     """Scores on reward servers. A server that does not answer is asked again, ever more slowly, until `give_up_after`.
 
+    `ask` returns at once: the servers score while the next rollouts are made.
+
     urls: of the servers, asked in turn and at once. batch: videos in one request (raw frames, 97 MB each at 480 x 832 x 81).
     timeout: seconds for one answer. give_up_after: seconds without one after which the run ends; its checkpoints stay.
     The token is FLASH_GRPO_REWARD_TOKEN of the environment, where the server asks for one.
@@ -29,23 +32,20 @@ class RemoteReward:
         token = os.environ.get(TOKEN)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers)
+        self._turn = itertools.cycle(self._urls)
+        self._lanes = {
+            url: ThreadPool(1) for url in self._urls
+        }  # a server scores one request at a time; daemon threads
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        rows = torch.arange(len(text)).split(self._batch)
-        with ThreadPoolExecutor(len(self._urls)) as pool:
-            asked = [
-                pool.submit(self._scored, url, video_BFHWC[chunk], [text[row] for row in chunk.tolist()])
-                for url, chunk in zip(itertools.cycle(self._urls), rows, strict=False)
-            ]
-            answers = [one.result() for one in asked]
-        parts = {
-            name: torch.cat([torch.tensor(answer["parts"][name]) for answer in answers]) for name in answers[0]["parts"]
-        }
-        return Scores(
-            total_B=torch.cat([torch.tensor(answer["total"]) for answer in answers]),
-            parts=parts,
-            device_seconds=sum(answer["device_seconds"] for answer in answers),
-        )
+        return self.ask(video_BFHWC, text).get()
+
+    def ask(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> "AskedServers":
+        requests = []
+        for rows in torch.arange(len(text)).split(self._batch):
+            url, texts = next(self._turn), [text[row] for row in rows.tolist()]
+            requests.append(self._lanes[url].apply_async(self._scored, (url, video_BFHWC[rows], texts)))
+        return AskedServers(requests)
 
     def _scored(self, url: str, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
         retrying = tenacity.Retrying(
@@ -72,6 +72,25 @@ class RemoteReward:
         if answer.status_code != 200:
             raise RewardError(f"reward server {url}: {answer.status_code} {answer.text[:500]}")
         return _finite_or_nan(answer.json())
+
+
+@dataclass(frozen=True)
+class AskedServers:
+    """A request's scores each, in the order of the videos."""
+
+    requests: list[AsyncResult]
+
+    def ready(self) -> bool:
+        return all(request.ready() for request in self.requests)
+
+    def get(self) -> Scores:
+        answers = [request.get() for request in self.requests]
+        names = answers[0]["parts"]
+        return Scores(
+            total_B=torch.cat([torch.tensor(answer["total"]) for answer in answers]),
+            parts={name: torch.cat([torch.tensor(answer["parts"][name]) for answer in answers]) for name in names},
+            device_seconds=sum(answer["device_seconds"] for answer in answers),
+        )
 
 
 class _Busy(Exception):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.rewards import Reward
+from flash_grpo.rewards import Asked, Reward, ask
 from flash_grpo.types import Scores
 
 
@@ -24,7 +24,23 @@ class CompositeReward:
             )
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        scores = {name: reward(video_BFHWC, text) for name, reward in self.rewards.items()}
+        return self.ask(video_BFHWC, text).get()
+
+    def ask(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> "AskedComposite":
+        asked = {name: ask(reward, video_BFHWC, text) for name, reward in self.rewards.items()}
+        return AskedComposite(asked, self.weights)
+
+
+@dataclass(frozen=True)
+class AskedComposite:
+    asked: Mapping[str, Asked]
+    weights: Mapping[str, float]
+
+    def ready(self) -> bool:
+        return all(one.ready() for one in self.asked.values())
+
+    def get(self) -> Scores:
+        scores = {name: one.get() for name, one in self.asked.items()}
         total_B = sum(self.weights[name] * one.total_B.cpu() for name, one in scores.items())
         parts = {part: value.cpu() for one in scores.values() for part, value in one.parts.items()}
         return Scores(

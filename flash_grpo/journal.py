@@ -1,0 +1,50 @@
+"""What has been done of the iteration under way, so that a run can leave in the middle of it and go on there.
+
+An iteration of a large model takes minutes, longer than a preemption's grace time. All randomness is keyed, so a piece of
+work whose result is known need not be done again: a run that leaves loses at most the piece under way, one micro-batch.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flash_grpo.distributed import Ranks
+
+Result = TypeVar("Result")
+POLL_S = 0.05
+
+
+class Leave(Exception):
+    """Asked to stop, on any rank. Everything that the journal holds is done."""
+
+
+class Journal:
+    """Results by name, on this rank. All ranks come to the same pieces in the same order, so they leave at the same one.
+
+    asked: whether this rank was asked to stop. pieces: how many were done since the run began; grows, whatever happens.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.asked = ranks, lambda: False
+        self.done: dict[str, Any] = {}
+        self.pieces = 0
+
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        """The result of `work`, done now unless it was before. Pieces inside it are named `name/...` and forgotten then."""
+        if name not in self.done:
+            self.leave_if_asked()
+            result = work()
+            self.done = {other: known for other, known in self.done.items() if not other.startswith(f"{name}/")}
+            self.done[name] = result
+            self.pieces += 1
+        return self.done[name]
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Until all ranks are ready, for something that others compute."""
+        while self.ranks.any(not ready()):
+            self.leave_if_asked()
+            time.sleep(POLL_S)
+
+    def leave_if_asked(self) -> None:
+        if self.ranks.any(self.asked()):
+            raise Leave
