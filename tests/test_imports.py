@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("flash_grpo", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
+WIRING = ("flash_grpo/cli.py", "flash_grpo/run.py", "flash_grpo/rehearsal.py", "hydra_plugins")
 PAPER = ("types", "keyed", "schedule", "sde", "plans", "weighting", "advantage", "loss", "method")
 
 
@@ -53,12 +54,12 @@ def test_the_paper_is_torch_numpy_and_the_standard_library(name):
 def test_hydra_is_known_to_the_command_line_the_run_and_the_plugins_only():
     importers = _importers("hydra")
     assert "flash_grpo/cli.py" in importers
-    assert _inside(importers, "flash_grpo/cli.py", "flash_grpo/run.py", "hydra_plugins")
+    assert _inside(importers, *WIRING)
 
 
 def test_configurations_are_known_to_the_commands_only():
     commands = {str(path.relative_to(ROOT)) for path in FILES if "flash_grpo.cli" in _imported(path)}
-    assert _inside(_importers("omegaconf"), "flash_grpo/cli.py", "flash_grpo/run.py", "hydra_plugins", *commands)
+    assert _inside(_importers("omegaconf"), *WIRING, *commands)
 
 
 def test_submitit_is_known_to_the_launchers_only():

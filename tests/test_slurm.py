@@ -74,7 +74,7 @@ hydra:
   run: {dir: .}
   sweep: {dir: "${runs_root}/${study}/.submitit", subdir: .}
   output_subdir: null
-  launcher: {timeout_min: 5, signal_delay_s: 20, cpus_per_task: 1, mem_gb: 1}
+  launcher: {timeout_min: 5, signal_delay_s: 20, cpus_per_task: 1, mem_gb: 1, rehearse: null}
 """
 
 

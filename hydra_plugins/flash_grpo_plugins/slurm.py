@@ -5,6 +5,7 @@ or at its time limit saves, is requeued and goes on; what was submitted, code an
 runs; the launcher waits for all runs and names every failure, or, with `detach=true`, writes the job ids and returns.
 """
 
+import getpass
 import io
 import json
 import logging
@@ -23,6 +24,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import get_method
 
 from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
 from hydra_plugins.flash_grpo_plugins._node import run_on_node
@@ -55,19 +57,22 @@ class SlurmResumableConf(SlurmQueueConf):
     additional_parameters: dict[str, Any] = field(default_factory=lambda: {"requeue": True})
     srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1"])
     detach: bool = "${oc.select:detach,false}"  # submit and return at once
+    # a function (cfg, ranks) that raises ValueError where a point of the sweep could not begin; null: nothing is tried
+    rehearse: str | None = "flash_grpo.rehearsal.rehearse"
 
 
 ConfigStore.instance().store("slurm_resumable", SlurmResumableConf, group="hydra/launcher", provider="flash_grpo")
 
 
 class ResumableSlurmLauncher(SlurmLauncher):
-    def __init__(self, detach: bool = False, **params: Any) -> None:
+    def __init__(self, detach: bool = False, rehearse: str | None = None, **params: Any) -> None:
         super().__init__(**params)
-        self.detach = detach
+        self.detach, self.rehearse = detach, rehearse
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self._refuse_what_cannot_run()
         runs = compose(self, job_overrides, initial_job_idx)
+        self._rehearse(runs)
         study = Path(self.config.hydra.sweep.dir)
         code = snapshot(study / "code")
         jobs = self._submit(runs, code)
@@ -92,6 +97,17 @@ class ResumableSlurmLauncher(SlurmLauncher):
         gpus, tasks = self.params["gpus_per_node"] or 0, self.params["tasks_per_node"]
         if gpus not in (0, tasks):
             refuse(f"hydra.launcher: gpus_per_node={gpus} but tasks_per_node={tasks}; each rank has one GPU")
+        _refuse_what_the_site_lacks(self.params["account"], self.params["partition"], self.params["timeout_min"])
+
+    def _rehearse(self, runs: list[Run]) -> None:
+        if not self.rehearse:
+            return
+        rehearse, ranks = get_method(self.rehearse), self.params["nodes"] * self.params["tasks_per_node"]
+        for run in runs:
+            try:
+                rehearse(run.cfg, ranks)
+            except ValueError as error:
+                refuse(f"{run.name}: {error}")
 
     def _submit(self, runs: list[Run], code: Path) -> list[Any]:
         import submitit
@@ -111,6 +127,44 @@ class ResumableSlurmLauncher(SlurmLauncher):
         if asked["cpus_per_task"]:  # since Slurm 22.05 a step does not inherit it, and would be bound to one core
             asked["srun_args"] = [*asked["srun_args"], f"--cpus-per-task={asked['cpus_per_task']}"]
         return {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in asked.items()}
+
+
+def _refuse_what_the_site_lacks(account: str | None, partition: str | None, minutes: int) -> None:
+    """What sbatch may take and then never start. An unknown partition it refuses itself."""
+    if account:
+        command = [
+            "sacctmgr",
+            "-nP",
+            "show",
+            "assoc",
+            f"user={getpass.getuser()}",
+            f"account={account}",
+            "format=account",
+        ]
+        known = subprocess.run(command, capture_output=True, text=True)
+        if known.returncode == 0 and not known.stdout.strip():
+            refuse(f"hydra.launcher.account={account}: Slurm's accounting knows no such account of yours")
+    for line in _sinfo("%P|%l", partition):
+        name, longest = line.split("|")
+        if (partition or name.endswith("*")) and minutes > _minutes(longest):
+            refuse(
+                f"hydra.launcher.timeout_min={minutes}: partition {name.rstrip('*')} allows {_minutes(longest):.0f}; a run "
+                "that reaches its time limit goes on in the next start"
+            )
+
+
+def _sinfo(columns: str, partition: str | None) -> list[str]:
+    chosen = ["-p", partition] if partition else []
+    return subprocess.run(["sinfo", "-h", "-o", columns, *chosen], capture_output=True, text=True).stdout.splitlines()
+
+
+def _minutes(limit: str) -> float:
+    """Of Slurm's [days-]hours:minutes:seconds, or infinite."""
+    if not limit[:1].isdigit():
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
+    return int(days or 0) * 1440 + seconds / 60
 
 
 def _python(code: Path) -> str:
