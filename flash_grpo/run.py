@@ -1,11 +1,12 @@
 """One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
 
+import fcntl
 import logging
 import math
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from hydra.errors import InstantiationException
@@ -21,8 +22,9 @@ from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
 from flash_grpo.journal import Journal, Leave
+from flash_grpo.method import Method
 from flash_grpo.policies import Policy
-from flash_grpo.prompts import Layout
+from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import (
     Cost,
     EvalRecord,
@@ -35,8 +37,10 @@ from flash_grpo.records import (
     write_manifest,
 )
 from flash_grpo.trainer import RewardError, Trainer, refuse_drift
+from flash_grpo.types import FlowSchedule
 
 log = logging.getLogger(__name__)
+LOCK = ".lock"
 COUNTS = (
     "threads",
     "rollout.batch",
@@ -62,6 +66,7 @@ class Run:
     """A trainer with its directory, its budget and its place in it."""
 
     directory: Path
+    lock: TextIO | None
     trainer: Trainer
     evaluation: Evaluation
     budget: Budget
@@ -298,11 +303,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 def prepare(cfg: DictConfig, run_name: str) -> Run:
     """The run, checked and loaded, with its directory; nothing has been computed yet."""
-    for key in COUNTS:
-        if not OmegaConf.select(cfg, key) >= 1:
-            raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be at least 1")
-    if not 0 < cfg.evaluation.every <= 1:
-        raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
+    check_counts(cfg)
     ranks = Ranks(device(cfg))
     budget = build(cfg.budget, "budget")
     evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
@@ -317,6 +318,7 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
     directory.mkdir(parents=True, exist_ok=True)
     return Run(
         directory=directory,
+        lock=lock(directory) if ranks.is_main else None,
         trainer=trainer,
         evaluation=evaluation,
         budget=budget,
@@ -328,16 +330,41 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
     )
 
 
-def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
-    """Checks everything that can be checked, cheap things first, and only then loads the model."""
-    torch.set_num_threads(cfg.threads)
+def lock(directory: Path) -> TextIO:
+    """Held by this process while the file is open: two of them would write each other's checkpoints."""
+    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise ConfigError(f"{directory}: another process is at work on this run; wait for it, or stop it") from error
+    except OSError as error:  # a file system without locks
+        log.warning("%s: %s; nothing would keep a second process from writing this run", directory, error.strerror)
+    return file
+
+
+def check_counts(cfg: DictConfig) -> None:
+    for key in COUNTS:
+        if not OmegaConf.select(cfg, key) >= 1:
+            raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be at least 1")
+    if not 0 < cfg.evaluation.every <= 1:
+        raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
+
+
+def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
+    """What a run consists of but for its models, each part fitting the others."""
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
     checked(method.plan.check, len(schedule))
     checked(method.advantage, torch.zeros(1, 2))
     prompts = build(cfg.prompts, "prompts")
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
-    layout = checked(Layout, **sizes, world_size=ranks.world_size)
+    return schedule, method, prompts, checked(Layout, **sizes, world_size=world_size)
+
+
+def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
+    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    torch.set_num_threads(cfg.threads)
+    schedule, method, prompts, layout = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
     if method.kl_weight:

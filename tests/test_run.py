@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -146,6 +148,17 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
     torch.save(state, saved)
     with pytest.raises(run.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
         _start(config, tmp_path)
+
+
+def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
+    cfg = config(*LONG, f"runs_root={tmp_path}")
+    first = run.prepare(cfg, cfg.run_name)
+    program = "import sys; from flash_grpo import run; run.lock(__import__('pathlib').Path(sys.argv[1]))"
+    asked = [sys.executable, "-c", program, str(first.directory)]
+    second = subprocess.run(asked, capture_output=True, text=True)
+    assert "another process is at work on this run" in second.stderr
+    first.lock.close()
+    assert subprocess.run(asked).returncode == 0
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(config, tmp_path, during, uninterrupted):
