@@ -13,6 +13,7 @@ from flash_grpo.distributed import Ranks
 from flash_grpo.policies import Policy
 from flash_grpo.rewards import Reward
 from flash_grpo.rollout import denoise, no_noise
+from flash_grpo.samples import shown
 from flash_grpo.types import FlowSchedule
 
 Keep = Callable[[str, int, torch.Tensor, float, dict[str, float]], None]
@@ -39,6 +40,7 @@ class Evaluation:
         mine = jobs[ranks.rank :: ranks.world_size]
         total = torch.zeros(len(texts), self.noises_per_prompt)
         parts: dict[str, torch.Tensor] = {}
+        show = shown([texts[prompt] for prompt, index in mine if index == 0]) if ranks.is_main else []
         videos, device_seconds = {}, 0.0
         for start in range(0, len(mine), self.batch):
             chunk = mine[start : start + self.batch]
@@ -52,7 +54,9 @@ class Evaluation:
                 for row, (prompt, index) in enumerate(chunk):
                     told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
                     keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
-            videos.update({texts[job[0]]: clip for job, clip in zip(chunk, video, strict=True) if job[1] == 0})
+            for (prompt, index), clip in zip(chunk, video, strict=True):
+                if index == 0 and texts[prompt] in show:
+                    videos[texts[prompt]] = clip.to("cpu", copy=True)  # a view would keep the whole batch
         if policy.forwards_together:  # ranks with fewer videos take part in the others' steps
             most = -(-len(jobs) // ranks.world_size)
             for _ in range(-(-most // self.batch) - -(-len(mine) // self.batch)):
@@ -76,7 +80,8 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text.
+    """Rewards by prompt and noise [P, K], of all ranks; part means; the main rank's videos
+    [F, H, W, 3] for a contact sheet, on the CPU, by text.
 
     device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
     """
