@@ -101,10 +101,17 @@ class Evaluated:
         return float(self.reward_PK.mean())
 
     @property
-    def sem(self) -> float:
-        """Standard error over prompts, the noises of one prompt averaged."""
-        per_prompt = self.reward_PK.mean(1)
-        return float(per_prompt.std() / len(per_prompt) ** 0.5)
+    def sem(self) -> float | None:
+        """Standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
+        return standard_error(self.reward_PK.mean(1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
+
+
+def standard_error(value_P: torch.Tensor) -> float | None:
+    """Of the mean of independent values; None of a single one."""
+    return float(value_P.std() / len(value_P) ** 0.5) if len(value_P) > 1 else None
 
 
 if __name__ == "__main__":

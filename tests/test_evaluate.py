@@ -1,6 +1,5 @@
 """The evaluation of one process: what it keeps, and what one prompt can tell."""
 
-import torch
 from hydra.utils import instantiate
 
 from flash_grpo.distributed import Ranks
@@ -22,3 +21,10 @@ def test_it_keeps_the_videos_of_a_contact_sheet_and_no_others(config, tmp_path):
     assert all(video.untyped_storage().nbytes() == video.numel() for video in kept.values())  # not a whole batch
     contact_sheet(tmp_path / "sheet.png", kept)
     assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_one_prompt_has_no_standard_error_and_shows_none(config):
+    one = _evaluated(config, ("a red ball moving right",))
+    several = _evaluated(config, tuple(instantiate(config().prompts).test))
+    assert one.sem is None and str(one) == f"{one.mean:.3f}"
+    assert several.sem > 0 and str(several) == f"{several.mean:.3f} ± {several.sem:.3f}"
