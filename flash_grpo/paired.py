@@ -96,6 +96,7 @@ def _with_rewards(cfg: DictConfig, names: list[str]) -> DictConfig:
     parts = {name: OmegaConf.to_container(cli.composed_outside([f"reward={name}"]).reward) for name in names}
     composite = {
         "_target_": "flash_grpo.rewards.composite.CompositeReward",
+        "_convert_": "all",  # rewards that are dataclasses stay what they are
         "rewards": parts,
         "weights": dict.fromkeys(names, 1.0),
     }

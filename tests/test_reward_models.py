@@ -7,10 +7,12 @@ from safetensors.torch import save_file
 from small_qwen import TEXTS
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, Qwen2VLForConditionalGeneration
 
+from flash_grpo import cli
 from flash_grpo.rewards.clip import Aesthetic, PickScore, aesthetic_head
 from flash_grpo.rewards.composite import CompositeReward
 from flash_grpo.rewards.frames import FrameReward
 from flash_grpo.rewards.hpsv3 import REWARD_TOKEN, HPSv3, packaged_instruction
+from flash_grpo.run import build
 from flash_grpo.types import Scores
 
 
@@ -165,6 +167,17 @@ def test_frame_policies():
     assert FrameReward(name="x", scorer=_by_brightness, best=0.01)(video, ("a", "b")).total_B[0] == 90
     with pytest.raises(ValueError, match=r"reward\.every=0"):
         FrameReward(name="x", scorer=_by_brightness, every=0)
+
+
+def test_the_composite_of_the_configuration_holds_rewards(clip_folder, tmp_path):
+    torch.save({f"layers.{k}": v for k, v in aesthetic_head(24).state_dict().items()}, tmp_path / "head.pth")
+    cfg = cli.composed_outside(["reward=composite", "device=cpu"])
+    pickscore, aesthetic = cfg.reward.rewards.pickscore.scorer, cfg.reward.rewards.aesthetic.scorer
+    pickscore.path = pickscore.processor = aesthetic.path = str(clip_folder)
+    aesthetic.head = str(tmp_path / "head.pth")
+    video = torch.randint(0, 256, (2, 5, 40, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scores = build(cfg.reward, "reward")(video, tuple(TEXTS))
+    torch.testing.assert_close(scores.total_B, scores.parts["pickscore"] + scores.parts["aesthetic"])
 
 
 def test_composite_weighs_by_name():
