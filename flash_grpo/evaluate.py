@@ -61,9 +61,10 @@ class Evaluation:
             most = -(-len(jobs) // ranks.world_size)
             for _ in range(-(-most // self.batch) - -(-len(mine) // self.batch)):
                 self._score(policy, reward, texts, jobs[:1])
-        parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
+        names = ranks.from_main(list(parts))  # a rank with no videos of its own knows none
+        part_PK = {name: ranks.sum(parts.get(name, torch.zeros_like(total))) for name in names}
         return Evaluated(
-            reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds
+            reward_PK=ranks.sum(total), part_PK=part_PK, texts=texts, videos=videos, device_seconds=device_seconds
         )
 
     def _score(self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]]):
@@ -80,14 +81,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards by prompt and noise [P, K], of all ranks; part means; the main rank's videos
+    """Rewards and their parts by prompt and noise [P, K], of all ranks; the main rank's videos
     [F, H, W, 3] for a contact sheet, on the CPU, by text.
 
     device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
     """
 
     reward_PK: torch.Tensor
-    parts: dict[str, float]
+    part_PK: dict[str, torch.Tensor]
     texts: tuple[str, ...]
     videos: dict[str, torch.Tensor]
     device_seconds: float = 0.0
@@ -95,6 +96,10 @@ class Evaluated:
     @property
     def prompt_rewards(self) -> dict[str, float]:
         return dict(zip(self.texts, self.reward_PK.mean(1).tolist(), strict=True))
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return {name: float(value_PK.mean()) for name, value_PK in self.part_PK.items()}
 
     @property
     def mean(self) -> float:
