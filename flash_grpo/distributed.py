@@ -1,5 +1,7 @@
 """Ranks: Accelerate forms the group, whoever started the processes; alone, every collective is the identity."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -26,6 +28,13 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """The same answer on every rank."""
         return bool(self.max(torch.tensor(int(flag))).item())
+
+    def from_main(self, value: Any) -> Any:
+        """The main rank's value, on every rank."""
+        told = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(told, device=self.device)
+        return told[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:

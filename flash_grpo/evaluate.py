@@ -15,6 +15,7 @@ from flash_grpo.journal import Journal
 from flash_grpo.policies import Policy
 from flash_grpo.rewards import Reward, ask
 from flash_grpo.rollout import denoise, no_noise
+from flash_grpo.samples import shown
 from flash_grpo.types import FlowSchedule, Scores
 
 Keep = Callable[[str, int, torch.Tensor, float, dict[str, float]], None]
@@ -44,20 +45,30 @@ class Evaluation:
     ) -> "Evaluated":
         """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made.
 
-        journal: where a run that has to leave in the middle notes what is done; its videos of noise 0 come with it.
+        journal: where a run that has to leave in the middle notes what is done.
         """
         journal = journal or Journal(ranks)
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
         mine = jobs[ranks.rank :: ranks.world_size]
-        most = -(-len(jobs) // ranks.world_size)
+        show = shown([texts[prompt] for prompt, index in mine if index == 0]) if ranks.is_main else []
+
+        def work(chunk: list[tuple[int, int]]) -> tuple[Scores | None, dict[str, torch.Tensor]]:
+            """The scores of the chunk's videos, and those to be shown."""
+            video, scores = self._scored(policy, reward, texts, chunk, journal)
+            for row, (prompt, index) in enumerate(chunk if keep else []):
+                told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
+                keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
+            rows = {texts[prompt]: row for row, (prompt, index) in enumerate(chunk) if index == 0}
+            # copies: a view would keep the whole batch
+            return scores, {text: video[row].to("cpu", copy=True) for text, row in rows.items() if text in show}
+
         total = torch.zeros(len(texts), self.noises_per_prompt)
         parts: dict[str, torch.Tensor] = {}
         videos, device_seconds = {}, 0.0
-        for start in range(0, most, self.batch):
+        for start in range(0, -(-len(jobs) // ranks.world_size), self.batch):
             chunk = mine[start : start + self.batch]
-            work = partial(self._score, policy, reward, texts, chunk, journal, keep)
-            scores, shown = journal.once(f"evaluation {start}", work)
-            videos |= shown
+            scores, to_show = journal.once(f"evaluation {start}", partial(work, chunk))
+            videos |= to_show
             if scores:
                 prompt_B, index_B = torch.tensor(chunk).T
                 total[prompt_B, index_B] = scores.total_B.cpu()
@@ -65,32 +76,25 @@ class Evaluation:
                 for name, part_B in scores.parts.items():
                     parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
         journal.done.clear()
-        parts = {name: float(ranks.sum(part).mean()) for name, part in parts.items()}
+        names = ranks.from_main(list(parts))  # a rank with no videos of its own knows none
+        part_PK = {name: ranks.sum(parts.get(name, torch.zeros_like(total))) for name in names}
         return Evaluated(
-            reward_PK=ranks.sum(total), parts=parts, texts=texts, videos=videos, device_seconds=device_seconds
+            reward_PK=ranks.sum(total), part_PK=part_PK, texts=texts, videos=videos, device_seconds=device_seconds
         )
 
-    def _score(
-        self,
-        policy: Policy,
-        reward: Reward,
-        texts: tuple[str, ...],
-        chunk: list[tuple[int, int]],
-        journal: Journal,
-        keep: Keep | None,
-    ) -> tuple[Scores | None, dict[str, torch.Tensor]]:
-        """The scores of the chunk's videos, and those of noise 0 by text. A rank without a chunk takes part in others'."""
-        video = self._videos(policy, texts, chunk or [(0, 0)]) if chunk or policy.forwards_together else None
-        asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk)) if chunk else None
-        journal.wait(lambda: asked is None or asked.ready())
-        if asked is None:
-            return None, {}
-        scores = asked.get()
-        if keep:
-            for row, (prompt, index) in enumerate(chunk):
-                told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
-                keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
-        return scores, {texts[prompt]: clip for (prompt, index), clip in zip(chunk, video, strict=True) if index == 0}
+    def _scored(
+        self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]], journal: Journal
+    ) -> tuple[torch.Tensor | None, Scores | None]:
+        """The chunk's videos and their scores. A rank that has none left takes part in the others' steps, if it must."""
+        if not chunk:
+            if policy.forwards_together:
+                self._videos(policy, texts, [(0, 0)])
+            journal.wait(lambda: True)
+            return None, None
+        video = self._videos(policy, texts, chunk)
+        asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk))
+        journal.wait(asked.ready)
+        return video, asked.get()
 
     def _videos(self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]]) -> torch.Tensor:
         chosen = tuple(texts[prompt] for prompt, _ in chunk)
@@ -105,13 +109,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards by prompt and noise [P, K], of all ranks; part means; this rank's videos [F, H, W, 3] of noise 0, by text.
+    """Rewards and their parts by prompt and noise [P, K], of all ranks; the main rank's videos
+    [F, H, W, 3] for a contact sheet, on the CPU, by text.
 
     device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
     """
 
     reward_PK: torch.Tensor
-    parts: dict[str, float]
+    part_PK: dict[str, torch.Tensor]
     texts: tuple[str, ...]
     videos: dict[str, torch.Tensor]
     device_seconds: float = 0.0
@@ -121,14 +126,25 @@ class Evaluated:
         return dict(zip(self.texts, self.reward_PK.mean(1).tolist(), strict=True))
 
     @property
+    def parts(self) -> dict[str, float]:
+        return {name: float(value_PK.mean()) for name, value_PK in self.part_PK.items()}
+
+    @property
     def mean(self) -> float:
         return float(self.reward_PK.mean())
 
     @property
-    def sem(self) -> float:
-        """Standard error over prompts, the noises of one prompt averaged."""
-        per_prompt = self.reward_PK.mean(1)
-        return float(per_prompt.std() / len(per_prompt) ** 0.5)
+    def sem(self) -> float | None:
+        """Standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
+        return standard_error(self.reward_PK.mean(1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
+
+
+def standard_error(value_P: torch.Tensor) -> float | None:
+    """Of the mean of independent values; None of a single one."""
+    return float(value_P.std() / len(value_P) ** 0.5) if len(value_P) > 1 else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`python -m flash_grpo.evaluate RUN`: a run's checkpoint against its base model, paired, on the held-out prompts.
 
 Makes the videos of both from the same noise, writes them under VBench's names to RUN/evaluation/{base,000120}/, with
-manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (means, standard errors, paired differences).
+manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (means, standard errors, paired differences of
+the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write the same.
 
     python -m flash_grpo.evaluate RUN --reward hpsv3 --reward pickscore evaluation.sampler.noises_per_prompt=5
     python -m flash_grpo.evaluate BASE recipe=wan21_1p3b prompts.train=a.txt prompts.test=b.txt     a model, no run
@@ -11,17 +12,17 @@ manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (me
 import argparse
 import copy
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo import cli
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
-from flash_grpo.evaluate import Evaluated
+from flash_grpo.evaluate import Evaluated, standard_error
 from flash_grpo.export import known_run, saved_state
 from flash_grpo.records import write_atomically
 from flash_grpo.videos import read_vbench, vbench_name, write_mp4
@@ -30,7 +31,10 @@ BASE = "BASE"
 
 
 def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: Path) -> dict[str, Any]:
-    """Evaluates the model with each of the named weights, None for the base's; returns what evaluation.json says."""
+    """Evaluates the model with each of the named weights, None for the base's; returns what evaluation.json says.
+
+    The main rank also writes and prints it.
+    """
     from flash_grpo.run import build, device
 
     ranks = Ranks(device(cfg))
@@ -41,14 +45,33 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
     for name, state in states.items():
         if state:
             EMA(policy.trainable(), decay=0.0, every=1).load(state["ema"])
-        manifest = output / name / ("manifest.jsonl" if ranks.world_size == 1 else f"manifest.{ranks.rank}.jsonl")
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        with open(manifest, "w") as file:
+        (output / name).mkdir(parents=True, exist_ok=True)
+        with open(_share(output / name, ranks.rank), "w") as file:
             told[name] = evaluation(policy, reward, texts, ranks, keep=_Kept(output / name, file, evaluation.seed))
+        ranks.barrier()
+        if ranks.is_main:
+            _join(output / name, texts, ranks.world_size)
     result = _result(told)
     if ranks.is_main:
         write_atomically(output / "evaluation.json", json.dumps(result, indent=1) + "\n")
+        print(_table(result))
+        print(f"videos, manifest.jsonl and evaluation.json: {output}")
     return result
+
+
+def _share(folder: Path, rank: int) -> Path:
+    """What one rank has to say for the manifest."""
+    return folder / f"manifest.{rank}.jsonl"
+
+
+def _join(folder: Path, texts: tuple[str, ...], world_size: int) -> None:
+    """One manifest of the ranks' shares, in the order of the prompts."""
+    shares = [_share(folder, rank) for rank in range(world_size)]
+    lines = [json.loads(line) for share in shares for line in share.read_text().splitlines()]
+    lines.sort(key=lambda line: (texts.index(line["prompt"]), line["index"]))
+    write_atomically(folder / "manifest.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for share in shares:
+        share.unlink()
 
 
 class _Kept:
@@ -71,11 +94,35 @@ def _result(told: dict[str, Evaluated]) -> dict[str, Any]:
         for name, one in told.items()
     }
     if len(names) == 2:
-        before, after = (told[name].prompt_rewards for name in names)
-        gains = [after[text] - before[text] for text in before]
-        sem = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-        result["paired"] = {"of": names, "mean": statistics.fmean(gains), "sem": sem, "n": len(gains)}
+        before, after = told.values()
+        parts = {name: _gain(value_PK, after.part_PK[name]) for name, value_PK in before.part_PK.items()}
+        gain = _gain(before.reward_PK, after.reward_PK)
+        result["paired"] = {"of": names, **gain, "n": len(before.texts), "parts": parts}
     return result
+
+
+def _gain(before_PK: torch.Tensor, after_PK: torch.Tensor) -> dict[str, float | None]:
+    """Mean over prompts of what each prompt gained, and its standard error."""
+    gain_P = (after_PK.double() - before_PK.double()).mean(1)
+    return {"mean": float(gain_P.mean()), "sem": standard_error(gain_P)}
+
+
+def _table(result: dict[str, Any]) -> str:
+    """A line for the reward and for each of its parts: the means, and after two evaluations the paired gain."""
+    evaluated = {name: one for name, one in result.items() if name != "paired"}
+    paired = result.get("paired")
+    lines = [["", *evaluated, *(["gain"] if paired else [])]]
+    for part in (None, *next(iter(evaluated.values()))["parts"]):
+        means = [one["reward_mean"] if part is None else one["parts"][part] for one in evaluated.values()]
+        gain = paired and (paired if part is None else paired["parts"][part])
+        lines.append([part or "reward", *(f"{mean:.3f}" for mean in means), *([_signed(gain)] if gain else [])])
+    if paired:
+        lines.append([f"gain: paired over {paired['n']} prompts, ± standard error"])
+    return "\n".join("  ".join(f"{cell:<12}" for cell in line).rstrip() for line in lines)
+
+
+def _signed(gain: dict[str, float | None]) -> str:
+    return f"{gain['mean']:+.3f}" + ("" if gain["sem"] is None else f" ± {gain['sem']:.3f}")
 
 
 def _asked(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, Any] | None], Path]:
@@ -96,6 +143,7 @@ def _with_rewards(cfg: DictConfig, names: list[str]) -> DictConfig:
     parts = {name: OmegaConf.to_container(cli.composed_outside([f"reward={name}"]).reward) for name in names}
     composite = {
         "_target_": "flash_grpo.rewards.composite.CompositeReward",
+        "_convert_": "all",  # rewards that are dataclasses stay what they are
         "rewards": parts,
         "weights": dict.fromkeys(names, 1.0),
     }
@@ -127,10 +175,7 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(scores, indent=1))
             return
         cfg, states, output = _asked(args)
-        result = evaluate(_with_rewards(cfg, args.reward), states, output)
+        evaluate(_with_rewards(cfg, args.reward), states, output)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for name, one in result.items():
-        print(f"{name}: { ({key: value for key, value in one.items() if key != 'prompt_rewards'}) }")
-    print(f"videos, manifest.jsonl and evaluation.json: {output}")

@@ -82,7 +82,8 @@ class EvalRecord:
     """One evaluation: deterministic ODE, fixed noise per prompt, EMA weights; the same sampler for every method.
 
     iteration, optimizer_steps, cost, evaluation_seconds: as in `IterationRecord`, at the time of the evaluation.
-    reward_mean: mean over prompts of prompt_rewards. reward_sem: std of prompt_rewards (ddof 1) / sqrt(n prompts).
+    reward_mean: mean over prompts of prompt_rewards. reward_sem: std of prompt_rewards (ddof 1) / sqrt(n prompts); none of
+    a single prompt.
     reward_parts: mean of each part. prompt_rewards: mean over the prompt's noises, by prompt text, in evaluation order.
     n: videos in all.
     """
@@ -93,7 +94,7 @@ class EvalRecord:
     cost: Cost
     evaluation_seconds: float
     reward_mean: float
-    reward_sem: float
+    reward_sem: float | None
     reward_parts: dict[str, float]
     prompt_rewards: dict[str, float]
     n: int

@@ -138,7 +138,7 @@ class Run:
         self._write(self._eval_record(evaluated))
         if sheet and trainer.ranks.is_main:
             samples.contact_sheet(self.directory / "samples" / sheet, evaluated.videos)
-        log.info("iteration %d: evaluation reward %.3f ± %.3f", self.iteration, evaluated.mean, evaluated.sem)
+        log.info("iteration %d: evaluation reward %s", self.iteration, evaluated)
 
     def _eval_record(self, evaluated: Evaluated) -> EvalRecord:
         return EvalRecord(

@@ -5,19 +5,22 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-CELL, MARGIN, LINE = 64, 8, 14
+CELL, MARGIN, LINE, MAX_ROWS = 64, 8, 14, 16
 
 
-def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_rows: int = 16, max_frames: int = 9) -> None:
-    """One row per text, its caption above its frames. videos: uint8 [F, H, W, 3] each."""
-    chosen = torch.linspace(0, len(videos) - 1, min(max_rows, len(videos))).round().long().tolist()
-    rows = [list(videos.items())[index] for index in chosen]
-    frames = [_frames(video, max_frames) for _, video in rows]
+def shown(texts: list[str]) -> list[str]:
+    """Those of the texts that have a row of a contact sheet: at most MAX_ROWS, evenly spaced."""
+    return [texts[index] for index in torch.linspace(0, len(texts) - 1, min(MAX_ROWS, len(texts))).round().long()]
+
+
+def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_frames: int = 9) -> None:
+    """One row per text, its caption above its frames. videos: uint8 [F, H, W, 3] each, of the texts that are `shown`."""
+    frames = [_frames(video, max_frames) for video in videos.values()]
     width = 2 * MARGIN + max(sum(frame.width + 2 for frame in row) for row in frames)
     height = MARGIN + sum(row[0].height + LINE + MARGIN for row in frames)
     sheet = Image.new("RGB", (width, height), "white")
     pen, top = ImageDraw.Draw(sheet), MARGIN
-    for (text, _), row in zip(rows, frames, strict=True):
+    for text, row in zip(videos, frames, strict=True):
         pen.text((MARGIN, top), text, fill="black")
         for index, frame in enumerate(row):
             sheet.paste(frame, (MARGIN + index * (frame.width + 2), top + LINE))

@@ -40,12 +40,14 @@ def test_a_sweep_composes_and_plans(sweep, world_size, capsys):
     assert sweep in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reward", ["hpsv3", "pickscore", "aesthetic", "composite", "remote", "brightness"])
+@pytest.mark.parametrize(
+    "reward", ["hpsv3", "pickscore", "aesthetic", "videoalign", "composite", "remote", "brightness"]
+)
 def test_every_reward_composes_or_says_what_is_missing(reward):
     cfg = cli.composed_outside([f"reward={reward}"])
     if reward in ("remote", "brightness"):
         assert callable(build(cfg.reward, "reward"))
     else:
-        with pytest.raises(ConfigError, match=r"pinned revision|reward\.scorer|must be given") as caught:
+        with pytest.raises(ConfigError, match=r"pinned revision|hf download|must be given") as caught:
             build(cfg.reward, "reward")
         assert "\n" not in str(caught.value)

@@ -1,50 +1,19 @@
 """The scorers' real code and preprocessing on small random models of the same architectures."""
 
 import pytest
+import small_qwen
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
-)
+from small_qwen import TEXTS
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, Qwen2VLForConditionalGeneration
 
+from flash_grpo import cli
 from flash_grpo.rewards.clip import Aesthetic, PickScore, aesthetic_head
 from flash_grpo.rewards.composite import CompositeReward
 from flash_grpo.rewards.frames import FrameReward
 from flash_grpo.rewards.hpsv3 import REWARD_TOKEN, HPSv3, packaged_instruction
+from flash_grpo.run import build
 from flash_grpo.types import Scores
-
-TEXTS = ["a red cat", "the dog runs in snow"]
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}"
-    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}"
-    "{% endfor %}<|im_end|> {% endfor %}<|im_start|>assistant "
-)
-QWEN_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-
-
-def _tokenizer(special: list[str], **options) -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<unk>", "<s>", "</s>", *dict.fromkeys(" ".join(TEXTS).split()), "rate", "user", "assistant"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if not special:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="</s>",
-        additional_special_tokens=special,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +40,7 @@ def clip_folder(tmp_path_factory):
         )
         CLIPModel(config).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    _tokenizer([]).save_pretrained(folder)
+    small_qwen.word_tokenizer([]).save_pretrained(folder)
     return folder
 
 
@@ -106,33 +75,7 @@ def test_a_hub_model_that_is_not_here_is_told_with_how_to_fetch_it():
 def hpsv3(tmp_path_factory):
     """Base folder and weights as published: transformers 4.45's names, lm_head included, float32 head."""
     base, weights = tmp_path_factory.mktemp("qwen"), tmp_path_factory.mktemp("weights")
-    tokenizer = _tokenizer(QWEN_TOKENS, chat_template=CHAT)
-    vocabulary = len(tokenizer) + 1  # the reward token
-    image, video, start = (
-        tokenizer.convert_tokens_to_ids(name) for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>")
-    )
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
-        },
-        vision_config={
-            "depth": 1,
-            "embed_dim": 32,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-    )
+    config = small_qwen.write(base, more_tokens=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole = Qwen2VLForConditionalGeneration(config).eval()
@@ -140,13 +83,7 @@ def hpsv3(tmp_path_factory):
             torch.nn.Linear(32, 1024), torch.nn.ReLU(), torch.nn.Dropout(0.05), torch.nn.Linear(1024, 16),
             torch.nn.ReLU(), torch.nn.Linear(16, 2),
         ).eval()  # fmt: skip
-    config.save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    Qwen2VLImageProcessorPil().save_pretrained(base)
-    state = {
-        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value.clone()
-        for name, value in whole.state_dict().items()
-    }
+    state = {small_qwen.published(name): value.clone() for name, value in whole.state_dict().items()}
     state |= {f"rm_head.{name}": value for name, value in head.state_dict().items()}
     save_file(state, weights / "HPSv3.safetensors")
     return base, weights, whole, head
@@ -230,6 +167,17 @@ def test_frame_policies():
     assert FrameReward(name="x", scorer=_by_brightness, best=0.01)(video, ("a", "b")).total_B[0] == 90
     with pytest.raises(ValueError, match=r"reward\.every=0"):
         FrameReward(name="x", scorer=_by_brightness, every=0)
+
+
+def test_the_composite_of_the_configuration_holds_rewards(clip_folder, tmp_path):
+    torch.save({f"layers.{k}": v for k, v in aesthetic_head(24).state_dict().items()}, tmp_path / "head.pth")
+    cfg = cli.composed_outside(["reward=composite", "device=cpu"])
+    pickscore, aesthetic = cfg.reward.rewards.pickscore.scorer, cfg.reward.rewards.aesthetic.scorer
+    pickscore.path = pickscore.processor = aesthetic.path = str(clip_folder)
+    aesthetic.head = str(tmp_path / "head.pth")
+    video = torch.randint(0, 256, (2, 5, 40, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scores = build(cfg.reward, "reward")(video, tuple(TEXTS))
+    torch.testing.assert_close(scores.total_B, scores.parts["pickscore"] + scores.parts["aesthetic"])
 
 
 def test_composite_weighs_by_name():

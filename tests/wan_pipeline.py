@@ -4,23 +4,24 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
+
+from flash_grpo.policies.pretrain_tiny import build_tokenizer
 
 TEXT_TOKENS, TEXT_WIDTH = 12, 32
 SENTENCES = ("a red cat runs slowly", "the blue dog jumps over a house", "a ball rolls in the snow", "burns & of under")
-WORDS = dict.fromkeys(word for sentence in SENTENCES for word in sentence.split())
 SHAPE = ("model.frames=5", "model.height=32", "model.width=32", f"model.max_text_tokens={TEXT_TOKENS}")
 
 
 def write(folder: Path) -> Path:
     """A latent of 16 x 2 x 4 x 4, 8 tokens; the transformer's last layer is large enough for guidance to matter."""
+    tokenizer = build_tokenizer(SENTENCES, TEXT_TOKENS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipeline = WanPipeline(
-            tokenizer=_tokenizer(),
+            tokenizer=tokenizer,
             text_encoder=UMT5EncoderModel(
-                UMT5Config(vocab_size=len(WORDS) + 3, d_model=TEXT_WIDTH, d_kv=8, num_heads=4, d_ff=64, num_layers=2)
+                UMT5Config(vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, num_heads=4, d_ff=64, num_layers=2)
             ).eval(),
             vae=AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 2, 2], num_res_blocks=1),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -36,11 +37,3 @@ def write(folder: Path) -> Path:
         )
     pipeline.save_pretrained(folder)
     return folder
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "</s>", "<unk>", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

@@ -7,6 +7,7 @@ probability `CAPTION_NOISE`, so that the model draws well and obeys badly, which
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import diffusers
@@ -33,14 +34,14 @@ CODEC_CLIPS = 1024
 LOSS_WINDOW = 100
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the captions and a closing `</s>`, padded to 8; an empty text is `</s>` alone."""
-    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(" ".join(captions()).split())]
+def build_tokenizer(texts: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
+    """One token per word of the texts and a closing `</s>`, padded to `max_tokens`; an empty text is `</s>` alone."""
+    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(" ".join(texts).split())]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_TOKENS
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=max_tokens
     )
 
 
@@ -150,7 +151,7 @@ def model_index() -> dict[str, str | list[str]]:
 def make_checkpoint(output: Path, steps: int, seed: int) -> dict[str, float]:
     """Writes the whole checkpoint to `output`, equal for equal steps, seed and threads; returns what was measured."""
     generator = torch.Generator().manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(captions(), TEXT_TOKENS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder, transformer = build_text_encoder(len(tokenizer)), build_transformer()

@@ -1,0 +1,89 @@
+"""Qwen2-VL with a head that is read off at special tokens of an instruction: what HPSv3 and VideoAlign have in common.
+
+Both were trained with transformers 4.45, which gives their checkpoints its names, and with positions that count tokens.
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, Qwen2VLConfig, Qwen2VLModel
+
+
+class RewardModel(nn.Module):
+    """Qwen2-VL's trunk with random weights and `head`, which stays float32."""
+
+    def __init__(self, config: Qwen2VLConfig, head: nn.Module, dtype: torch.dtype, device: torch.device):
+        super().__init__()
+        with torch.device(device):
+            self.trunk = Qwen2VLModel._from_config(config, dtype=dtype).eval()
+        self.head = head.to(device)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, at_tokens: Sequence[int], **vision: torch.Tensor
+    ) -> torch.Tensor:
+        """[N, tokens, outputs], at each row's `at_tokens`. vision: pixels and grids, named as the trunk names them."""
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
+        hidden = self.trunk(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **vision
+        ).last_hidden_state
+        here = [input_ids == token for token in at_tokens]
+        if not all(bool((one.sum(1) == 1).all()) for one in here):
+            raise ValueError("the instruction must hold each reward token exactly once")
+        return self.head(torch.stack([hidden[one] for one in here], dim=1).float())
+
+
+def tokenizer_with(tokens: Sequence[str], folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    return tokenizer
+
+
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[str], kind: str, marks: Sequence[int]
+) -> BatchEncoding:
+    """Token ids of what a user asks about an image or a video.
+
+    kind: "image" or "video". marks: how many of its tokens each one takes, a quarter of its patches.
+    """
+    mark = f"<|{kind}_pad|>"
+    said = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": text}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        ).replace(mark, mark * count)
+        for text, count in zip(asked, marks, strict=True)
+    ]
+    return tokenizer(said, padding=True, return_tensors="pt")
+
+
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Loads transformers 4.45's names; ValueError where the checkpoint is another model's. file: for the message."""
+    state = {_renamed(name): value for name, value in state.items() if not name.startswith("lm_head.")}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{file}: not the weights of this model; missing {missing[:3]} ({len(missing)}), "
+            f"unexpected {unexpected[:3]} ({len(unexpected)})"
+        )
+
+
+def _renamed(name: str) -> str:
+    first, _, rest = name.partition(".")
+    ours = {"visual": "trunk.visual.", "model": "trunk.language_model.", "rm_head": "head."}
+    return ours.get(first, f"{first}.") + rest
+
+
+def texts_of(source: Path) -> dict[str, str]:
+    """The strings that a Python file assigns, by name. The file is read, never imported."""
+    return {
+        node.targets[0].id: node.value.value
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }

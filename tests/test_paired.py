@@ -1,0 +1,117 @@
+"""`python -m flash_grpo.evaluate` on the tiny world: several rewards at once, one prompt, two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from flash_grpo import run
+from flash_grpo.paired import main
+
+CAPTIONS = ("a red ball moving left", "a blue square moving up", "a green ball moving down")
+REWARDS = ("--reward", "shapes", "--reward", "brightness")
+TWO_NOISES = "evaluation.sampler.noises_per_prompt=2"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """`prompts(2)`: overrides for that many captions."""
+
+    def first(count: int) -> tuple[str, ...]:
+        file = tmp_path_factory.mktemp("prompts") / "captions.txt"
+        file.write_text("\n".join(CAPTIONS[:count]))
+        return ("prompts=file", f"prompts.train={file}", f"prompts.test={file}")
+
+    return first
+
+
+@pytest.fixture(scope="module")
+def finished(config, prompts, tmp_path_factory) -> Path:
+    cfg = config(*prompts(3), f"runs_root={tmp_path_factory.mktemp('runs')}", "optim.optimizer.lr=1e-2")
+    return run.run(cfg, cfg.run_name)
+
+
+@pytest.fixture(scope="module")
+def alone(finished, tmp_path_factory) -> Path:
+    """Where one rank wrote its evaluation of the run by two rewards."""
+    output = tmp_path_factory.mktemp("alone")
+    main([str(finished), *REWARDS, TWO_NOISES, "--output", str(output)])
+    return output
+
+
+def _on_two_ranks(*args: str) -> subprocess.CompletedProcess:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [*launch, "-m", "flash_grpo.evaluate", *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _told(output: Path) -> dict:
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def _manifest(output: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (output / name / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_several_rewards_at_once_are_paired_one_by_one(alone):
+    told, lines = _told(alone), {name: _manifest(alone, name) for name in ("base", "000002")}
+    assert list(told["paired"]["parts"]) == ["colour", "motion", "smoothness", "brightness", "shapes"]
+    for part, gain in told["paired"]["parts"].items():
+        before, after = ([line["parts"][part] for line in lines[name]] for name in lines)
+        gains = [
+            (b - a + d - c) / 2 for a, c, b, d in zip(before[::2], before[1::2], after[::2], after[1::2], strict=True)
+        ]
+        mean = sum(gains) / 3
+        sem = (sum((one - mean) ** 2 for one in gains) / 2 / 3) ** 0.5
+        assert (gain["mean"], gain["sem"]) == (pytest.approx(mean, abs=1e-5), pytest.approx(sem, abs=1e-5))
+    total = told["paired"]["parts"]["shapes"]["mean"] + told["paired"]["parts"]["brightness"]["mean"]
+    assert told["paired"]["mean"] == pytest.approx(total, abs=1e-5) and told["paired"]["mean"] != 0
+
+
+def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
+    main([str(finished), *REWARDS, "--output", str(tmp_path)])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["base", "000002", "gain"]
+    assert [line.split()[0] for line in lines[:6]] == [
+        "reward", "colour", "motion", "smoothness", "brightness", "shapes"
+    ]  # fmt: skip
+    assert all(" ± " in line for line in lines[:6])
+
+
+def test_one_prompt_has_a_gain_and_no_standard_error(prompts, tmp_path, config, capsys):
+    cfg = config(*prompts(1), f"runs_root={tmp_path}", "rollout.layout.num_prompts=1")
+    main([str(run.run(cfg, cfg.run_name)), "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    told = json.loads(text)
+    assert "NaN" not in text and told["paired"]["sem"] is None and told["paired"]["n"] == 1
+    assert told["base"]["reward_sem"] is None
+    printed = capsys.readouterr().out
+    assert "nan" not in printed and "± 0" not in printed
+
+
+def test_two_ranks_evaluate_as_one_does(finished, alone, tmp_path):
+    done = _on_two_ranks(str(finished), *REWARDS, TWO_NOISES, "--output", str(tmp_path))
+    assert done.stdout.count("gain: paired over 3 prompts") == 1
+    ours, theirs = _told(alone), _told(tmp_path)
+    for name in ("base", "000002"):
+        assert theirs[name]["parts"] == pytest.approx(ours[name]["parts"], abs=3e-4)
+        assert theirs[name]["prompt_rewards"] == pytest.approx(ours[name]["prompt_rewards"], abs=3e-4)
+        files = {path.name for path in (tmp_path / name / "videos").iterdir()}
+        assert files == {path.name for path in (alone / name / "videos").iterdir()} and len(files) == 6
+        assert [path.name for path in (tmp_path / name).glob("*.jsonl")] == ["manifest.jsonl"]
+        order = [[(line["prompt"], line["index"]) for line in _manifest(at, name)] for at in (alone, tmp_path)]
+        assert order[0] == order[1] == [(text, index) for text in CAPTIONS for index in (0, 1)]
+    assert theirs["paired"]["mean"] == pytest.approx(ours["paired"]["mean"], abs=3e-4)
+
+
+def test_a_rank_without_videos_takes_part(prompts, tmp_path):
+    _on_two_ranks("BASE", *SMALL, *prompts(1), "--output", str(tmp_path))
+    assert list(_told(tmp_path)["base"]["parts"]) == ["colour", "motion", "smoothness"]
+    assert len(_manifest(tmp_path, "base")) == 1
