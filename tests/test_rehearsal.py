@@ -57,7 +57,7 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
             "reward._target_=flash_grpo.rewards.shapes.Shape",
             "reward._target_=flash_grpo.rewards.shapes.Shape: there is",
         ),
-        ("reward=pickscore", "reward.scorer.path=yuvalkirstain/PickScore_v1: a hub id needs a pinned revision"),
+        ("reward=pickscore", "reward.scorer.path=yuvalkirstain/PickScore_v1: neither a folder nor"),
         ("reward=pickscore reward.scorer.path=/nowhere", "reward.scorer.path=/nowhere: there is no such folder"),
     ],
 )
