@@ -261,7 +261,8 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
         checked(manifest.refuse_another_config, directory, known.config, config)
     trainer = prepare_trainer(cfg, ranks)
     described = manifest.describe(config, run_name, trainer.schedule, ranks)
-    described.starts = known.starts if known else []
+    if known:
+        described.starts, described.bill = known.starts, known.bill
     directory.mkdir(parents=True, exist_ok=True)
     return Run(
         directory=directory,
