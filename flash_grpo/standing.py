@@ -53,7 +53,8 @@ class Standing:
     """A line of the table. job: the newest job's line of jobs.jsonl, None of a run that was not submitted to Slurm.
 
     why: why it waits or failed. iteration, cost: of the last record. rewards: of the last evaluation and the last
-    iteration. billed_seconds: device-seconds that Slurm charges up to now, useful_seconds: the suite's own of them.
+    iteration. billed_seconds: device-seconds that Slurm charges, up to now or, where it could not be asked, by the bill in
+    run.json; useful_seconds: the suite's own of them.
     restarts: starts after the first. age: seconds since the last record was written.
     """
 
@@ -83,7 +84,7 @@ def standing(run_dir: Path, jobs: list[dict[str, Any]], answer: Answer | None) -
     the queue has written its last word."""
     manifest, newest = read_manifest(run_dir), jobs[-1] if jobs else None
     state, why = _state(manifest, newest, answer)
-    bill = slurm.bill(run_dir, jobs, answer or Answer(queued={}, starts={})) or {}
+    bill = (slurm.bill(run_dir, jobs, answer) if answer else manifest and manifest.bill) or {}
     starts = bill.get("starts") or (manifest.starts if manifest else [])
     return Standing(
         run=run_dir.name,
@@ -223,7 +224,7 @@ def last_words(logs: list[str]) -> str:
 
 
 def _last_start(text: str) -> list[str]:
-    lines = text.rpartition("- Starting with SlurmJobEnvironment")[2].split("\n")
+    lines = text.rpartition("- Starting with ")[2].split("\n")
     return [line.rpartition("\r")[2].rstrip() for line in lines if line.strip()]
 
 
