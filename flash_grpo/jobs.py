@@ -36,7 +36,7 @@ from flash_grpo.standing import ALIVE, OVER, Standing
 AGAIN = ("failed", "cancelled", "interrupted")
 COLOURS = {"running": "green", "complete": "bold green", "failed": "bold red", "cancelled": "yellow"}
 NUMBERS = ("iteration", "evaluation", "training", "device-h", "billed", "useful", "restarts", "last record")
-FOLLOW_S = 0.5
+FOLLOW_S, ASK_SLURM_S = 0.5, 5.0
 
 
 class InputError(ValueError):
@@ -88,7 +88,7 @@ def totals(runs: list[Standing]) -> str:
     billed = sum(run.billed_seconds for run in runs if run.billed_seconds)
     useful = sum(run.useful_seconds for run in runs if run.billed_seconds)
     told = f"; {hours(billed)} device-hours billed, {share(useful, billed)} of them useful" if billed else ""
-    return f"{len(runs)} runs: {states}; {hours(sum(run.device_seconds for run in runs))} device-hours{told}"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {states}; {hours(sum(run.device_seconds for run in runs))} device-hours{told}"
 
 
 def hours(seconds: float | None) -> str:
@@ -193,17 +193,15 @@ def print_logs(study: Path, run: Standing, follow: bool) -> None:
     print(f"{run.run}, job {run.job['job_id']}, {run.state}: {paths[0].parent}", file=sys.stderr)
     if not follow and not any(path.exists() for path in paths):
         raise InputError(f"{run.run} has no log yet: it is {run.state}")
+    over, asked = not follow or run.state not in ALIVE, time.monotonic()
     while True:
-        alive = follow and any(one.run == run.run and one.state in ALIVE for one in look(study)[0])
-        deadline = time.monotonic() + (10 if alive else 0)
-        while True:
-            for rank, path in enumerate(paths):
-                read[rank] += _print_from(path, read[rank], f"{rank}: " if len(paths) > 1 else "")
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(FOLLOW_S)
-        if not alive:
+        for rank, path in enumerate(paths):
+            read[rank] += _print_from(path, read[rank], f"{rank}: " if len(paths) > 1 else "")
+        if over:
             return
+        time.sleep(FOLLOW_S)
+        if time.monotonic() - asked > ASK_SLURM_S:
+            asked, over = time.monotonic(), all(one.state not in ALIVE for one in look(study)[0] if one.run == run.run)
 
 
 def _print_from(path: Path, offset: int, prefix: str) -> int:
@@ -251,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
 def _do(args: argparse.Namespace) -> None:
     if not args.study.is_dir():
         raise InputError(f"{args.study}: no such directory; expected a study, as in runs/ablation")
+    if args.follow and not args.logs:
+        raise InputError("--follow: goes with --logs RUN")
     if args.interval <= 0:
         raise InputError(f"--interval {args.interval}: must be above 0 seconds")
     runs, silent = look(args.study)

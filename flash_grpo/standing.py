@@ -23,6 +23,7 @@ WAITS = {
     "BeginTime": "may start again soon",
     "JobArrayTaskLimit": "as many of this array run as hydra.launcher.array_parallelism allows",
     "Dependency": "waits for another job",
+    "Licenses": "waits for a licence",
     "DependencyNeverSatisfied": "waits for a job that has failed: cancel it",
     "JobHeldUser": "held by you: scontrol release {job}",
     "JobHeldAdmin": "held by an administrator",
@@ -34,7 +35,7 @@ WAITS = {
     "BadConstraints": "no node has what it asks for",
     "launch failed requeued held": "could not be launched and is held: scontrol release {job}",
 }
-KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the QOS", "Assoc": "a limit of the account"}
+KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the account", "Assoc": "a limit of the account"}
 KINDS |= {"ReqNodeNotAvail": "its nodes are down or reserved", "Nodes required": "its nodes are down or reserved"}
 ENDS = {
     "PREEMPTED": "was preempted",

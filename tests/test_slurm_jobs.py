@@ -12,7 +12,7 @@ from slurm_cluster import MARKS, ROOT, eventually
 from flash_grpo.records import read_manifest, read_records
 
 pytestmark = MARKS
-LEAVING_S = 3.0  # of a start: its save, the interpreter's end, Slurm's whole seconds
+LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole seconds
 WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
 
 
@@ -94,7 +94,9 @@ def start_up_s(one: Study, run: str) -> float:
     """From Slurm's start to the run's own note that it begins to work, over all starts; each is told to the second."""
     begun = one.slurm("sacct", "-X", "--duplicates", "-nP", "-j", one.job(run), "-o", "Start").split()
     ready = [start["time"] for start in read_manifest(one.directory(run)).starts]
-    moments = [(datetime.fromisoformat(a).astimezone(), datetime.fromisoformat(b)) for a, b in zip(begun, ready)]
+    moments = [
+        (datetime.fromisoformat(a).astimezone(), datetime.fromisoformat(b)) for a, b in zip(begun, ready, strict=True)
+    ]
     return sum((b - a).total_seconds() for a, b in moments)
 
 
@@ -105,10 +107,10 @@ def stretch(run_dir: Path) -> float:
 
 
 def test_runs_are_seen_and_billed_though_their_launcher_was_killed_and_one_was_requeued(study):
-    one = study("seed=0,1", "budget.iterations=60", "evaluation.every=0.2")
+    one = study("seed=0,1", "budget.iterations=90", "evaluation.every=0.2")
     one.launcher.kill()
     assert one.state("seed0") in ("waiting", "starting")
-    one.until_iteration("seed0", 5)
+    one.until_iteration("seed0", 40)
     assert one.state("seed0") == "running"
     assert read_manifest(one.directory("seed0")).bill is None  # a run that lives writes its run.json alone
     one.slurm("scancel", "--signal=USR2", one.job("seed0"))
@@ -121,7 +123,6 @@ def test_runs_are_seen_and_billed_though_their_launcher_was_killed_and_one_was_r
     assert bill["device_seconds"] == by_slurm
     assert bill["lost_device_seconds"] == by_slurm - bill["useful_device_seconds"]
     expected = start_up_s(one, "seed0") + stretch(run_dir) * bill["useful_device_seconds"]
-    print(by_slurm, last_start_alone, expected, start_up_s(one, "seed0"), stretch(run_dir), bill)
     assert by_slurm == pytest.approx(expected, abs=2 * LEAVING_S)
     assert last_start_alone != pytest.approx(expected, abs=2 * LEAVING_S)
 

@@ -73,7 +73,7 @@ class ResumableSlurmLauncher(SlurmLauncher):
         code = snapshot(study / "code")
         jobs = self._submit(study, runs, code)
         write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
-        log.info("submitted %d runs as %s; a log for each rank in %s/", len(runs), _short(jobs), study)
+        log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(runs), _short(jobs), study.parent)
         if self.detach:
             return [JobReturn(overrides=run.overrides, status=JobStatus.COMPLETED) for run in runs]
         return _wait(runs, jobs, study.parent)
@@ -139,9 +139,7 @@ def _wait(runs: list[Run], jobs: list[Any], study: Path) -> list[JobReturn]:
             board.collect(over=_over)
             time.sleep(1)
     except KeyboardInterrupt:
-        log.warning(
-            "no longer waiting; %d runs go on without this process (scancel %s)", len(board.running), _short(jobs)
-        )
+        log.warning("no longer waiting; %d runs go on: python -m flash_grpo.jobs %s", len(board.running), study)
         sys.exit(130)
     _write_bills(study)
     board.end()
