@@ -6,7 +6,7 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slurm lint format clean
+.PHONY: help demo slurm-demo test test-slurm lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ help:  ## this list
 demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (3 minutes on two cores)
 	$(BIN)/python train.py -m sweeps=demo
 	$(BIN)/python -m analysis.report runs/demo
+
+slurm-demo: $(READY)  ## the same through a Slurm of one's own, a run preempted on the way (five minutes; Debian, as root)
+	$(BIN)/python slurm/demo
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"

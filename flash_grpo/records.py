@@ -121,6 +121,11 @@ class RunManifest:
     status: running, completed or failed; reason: one line when failed, or why it stopped.
     starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
       `journal`) done until then, git, Slurm ids, host, pid.
+    bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
+        waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (local time), seconds
+        elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
+        useful_device_seconds: cost.device_seconds + evaluation_seconds of the last record. lost_device_seconds: the
+        difference: starting up, saving, waiting, and work done twice; on a CPU also time in which the process had no core.
     """
 
     run_name: str
@@ -139,6 +144,7 @@ class RunManifest:
     status: str = "running"
     reason: str = ""
     starts: list[dict[str, Any]] = field(default_factory=list)
+    bill: dict[str, Any] | None = None
 
 
 def as_json(record: Any) -> str:
@@ -208,3 +214,11 @@ def read_records(run_dir: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def read_newest_first(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """As `read_records`, from the end: for who wants the last ones of a long run."""
+    path = Path(run_dir) / RECORDS
+    for line in reversed(path.read_text().splitlines(keepends=True) if path.exists() else []):
+        if line.endswith("\n"):
+            yield json.loads(line)

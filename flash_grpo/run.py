@@ -3,7 +3,9 @@
 import fcntl
 import logging
 import math
+import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,7 +42,7 @@ from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 from flash_grpo.types import FlowSchedule
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"
+LOCK, LOCK_PATIENCE_S = ".lock", 600
 COUNTS = (
     "threads",
     "rollout.batch",
@@ -314,7 +316,8 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
         checked(manifest.refuse_another_config, directory, known.config, config)
     trainer = prepare_trainer(cfg, ranks)
     described = manifest.describe(config, run_name, trainer.schedule, ranks)
-    described.starts = known.starts if known else []
+    if known:
+        described.starts, described.bill = known.starts, known.bill
     directory.mkdir(parents=True, exist_ok=True)
     return Run(
         directory=directory,
@@ -331,15 +334,29 @@ def prepare(cfg: DictConfig, run_name: str) -> Run:
 
 
 def lock(directory: Path) -> TextIO:
-    """Held by this process while the file is open: two of them would write each other's checkpoints."""
+    """Held by this process while the file is open: two of them would write each other's checkpoints.
+
+    Under Slurm an earlier start of the same job may still be ending, or live on where a node lost its connection: it is
+    waited for.
+    """
     file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
+    patience = LOCK_PATIENCE_S if "SLURM_JOB_ID" in os.environ else 0
+    until = time.monotonic() + patience
+    while not _locked(file):
+        if time.monotonic() >= until:
+            raise ConfigError(f"{directory}: another process is at work on this run; wait for it, or stop it")
+        time.sleep(1)
+    return file
+
+
+def _locked(file: TextIO) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise ConfigError(f"{directory}: another process is at work on this run; wait for it, or stop it") from error
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError as error:  # a file system without locks
-        log.warning("%s: %s; nothing would keep a second process from writing this run", directory, error.strerror)
-    return file
+        log.warning("%s: %s; nothing keeps a second process from writing this run", file.name, error.strerror)
+    return True
 
 
 def check_counts(cfg: DictConfig) -> None:

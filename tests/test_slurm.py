@@ -1,28 +1,15 @@
 """`hydra/launcher=slurm_resumable` against a real Slurm, slurm/dev_cluster, with a toy app that counts steps."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from slurm_cluster import DEV_CLUSTER, MARKS, ROOT, eventually
 
-ROOT = Path(__file__).resolve().parents[1]
-DEV_CLUSTER = ROOT / "slurm" / "dev_cluster"
-GRACE = 8  # seconds between a preemption and the kill
-INSTALLED = Path("/usr/sbin/slurmctld").exists()
-
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.skipif(
-        not INSTALLED, reason="Slurm is not installed here: slurm/dev_cluster install (Debian, as root)"
-    ),
-]
+pytestmark = MARKS
 
 APP = """
 import os, signal, subprocess, sys, time
@@ -78,19 +65,6 @@ hydra:
 """
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Four nodes whose preemption sends SIGTERM. Every command of these tests goes to it."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
-    settings = {"DIR": folder, "NODES": 4, "GRACE": GRACE, "REQUEUE_WAIT": 5, "PORT": 27817}
-    environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
-    try:
-        subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)
-        yield {**environment, "SLURM_CONF": str(folder / "etc/slurm.conf"), "PYTHONPATH": str(ROOT)}
-    finally:
-        subprocess.run([DEV_CLUSTER, "purge"], env=environment, check=True)
-
-
 class Sweep:
     """A sweep of the toy app under way, and what Slurm says of it."""
 
@@ -126,13 +100,6 @@ class Sweep:
         eventually(lambda: str(step) in self.read(run, "steps"), f"{run} at step {step}")
 
 
-def eventually(holds: Callable[[], object], what: str, seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not {what} in {seconds} s"
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def sweep(cluster, tmp_path):
     started: list[Sweep] = []
@@ -144,7 +111,6 @@ def sweep(cluster, tmp_path):
     yield start
     for one in started:
         one.process.kill()
-    subprocess.run(["scancel", "--user", str(os.getuid())], env=cluster, check=True)
 
 
 def went_on_where_it_was(one: Sweep, run: str, rank: int = 0) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+from flash_grpo.standing import last_words
+
 log = logging.getLogger(__name__)
 
 
@@ -128,16 +130,7 @@ def failure(job: Any) -> str:
         return ""
     text = cause.stdout.read_text(errors="replace") if cause.stdout.exists() else ""
     state = "" if raised or job.state in ("FINISHED", "FAILED") else f"{job.state}: "
-    return state + (_reason(text) or "ended without a word")
-
-
-def _reason(log_text: str) -> str:
-    """The exception that ends a log, or its last line where there is none; not what Slurm and submitit say of it."""
-    _, found, trace = log_text.rpartition("Traceback (most recent call last)")
-    told = [line for line in (trace if found else log_text).splitlines() if line.strip()]
-    lines = [line for line in told if not line.startswith(("srun:", "slurmstepd:", "submitit "))]
-    frames = [i for i, line in enumerate(lines[:-1]) if line.startswith("  ")] if found else []
-    return lines[frames[-1] + 1 if frames else -1].strip() if lines else ""
+    return state + last_words([text])
 
 
 def duration(seconds: float) -> str:

@@ -37,6 +37,13 @@ def run_on_node(launcher: Launcher, cfg: DictConfig, number: int, singletons: An
         raise
 
 
+def run_again(point: str) -> JobReturn:
+    """What was submitted before, from its pickle, in a job of its own."""
+    import submitit
+
+    return submitit.core.utils.DelayedSubmission.load(point).result()
+
+
 def _forget_earlier_starts() -> None:
     """A start that died with its node may have left a result, which the launcher would take for this one's."""
     import submitit

@@ -6,8 +6,6 @@ runs; the launcher waits for all runs and names every failure, or, with `detach=
 """
 
 import getpass
-import io
-import json
 import logging
 import os
 import shlex
@@ -16,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_method
 
+from flash_grpo import slurm
 from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
 from hydra_plugins.flash_grpo_plugins._node import run_on_node
 from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
+from hydra_plugins.flash_grpo_plugins._submission import RefusedError, job_line, submit, write_jobs
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
@@ -39,6 +39,7 @@ SUBMITIT_NAMES = ("timeout_min", "mem_gb", "tasks_per_node", "nodes", "cpus_per_
 SUBMITIT_NAMES += ("stderr_to_stdout",)
 NOT_SBATCH = ("submitit_folder", "max_num_timeout")
 ASK_SLURM_S = 15.0
+SETTLE_S = 20.0  # how long the accounting is waited for when all runs are over
 
 
 @dataclass
@@ -75,12 +76,12 @@ class ResumableSlurmLauncher(SlurmLauncher):
         self._rehearse(runs)
         study = Path(self.config.hydra.sweep.dir)
         code = snapshot(study / "code")
-        jobs = self._submit(runs, code)
-        _write_jobs(study / "jobs.jsonl", runs, jobs, code)
-        log.info("submitted %d runs as %s; a log for each rank in %s/", len(runs), _short(jobs), study)
+        jobs = self._submit(study, runs, code)
+        write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
+        log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(runs), _short(jobs), study.parent)
         if self.detach:
             return [JobReturn(overrides=run.overrides, status=JobStatus.COMPLETED) for run in runs]
-        return _wait(runs, jobs)
+        return _wait(runs, jobs, study.parent)
 
     def _refuse_what_cannot_run(self) -> None:
         missing = [name for name in ("sbatch", "srun", "scontrol", "sacct") if not shutil.which(name)]
@@ -109,23 +110,23 @@ class ResumableSlurmLauncher(SlurmLauncher):
             except ValueError as error:
                 refuse(f"{run.name}: {error}")
 
-    def _submit(self, runs: list[Run], code: Path) -> list[Any]:
-        import submitit
-
-        folder = Path(self.params["submitit_folder"])
-        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_python=_python(code))
-        executor.update_parameters(**self._parameters())
+    def _submit(self, folder: Path, runs: list[Run], code: Path) -> list[Any]:
+        shape = {
+            "folder": str(Path(self.params["submitit_folder"]).absolute()),
+            "python": _python(code),
+            "parameters": self._parameters(),
+        }
         points = [(self, run.cfg, run.number, Singleton.get_state()) for run in runs]
         try:
-            with redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint, and then raises it
-                return executor.map_array(run_on_node, *zip(*points, strict=True))
-        except submitit.core.utils.FailedJobError as error:
-            refuse(f"Slurm takes no such job: {_last_line(str(error))}")
+            return submit(folder, shape, run_on_node, points)
+        except RefusedError as error:
+            refuse(f"Slurm takes no such job: {error}")
 
     def _parameters(self) -> dict[str, Any]:
         asked = {key: value for key, value in self.params.items() if key not in NOT_SBATCH}
         if asked["cpus_per_task"]:  # since Slurm 22.05 a step does not inherit it, and would be bound to one core
             asked["srun_args"] = [*asked["srun_args"], f"--cpus-per-task={asked['cpus_per_task']}"]
+        asked["additional_parameters"] = {"chdir": os.getcwd(), **asked["additional_parameters"]}
         return {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in asked.items()}
 
 
@@ -176,24 +177,11 @@ def _python(code: Path) -> str:
     return shlex.join(["env", "--block-signal=USR2", "--block-signal=TERM", *settings, sys.executable])
 
 
-def _write_jobs(path: Path, runs: list[Run], jobs: list[Any], code: Path) -> None:
-    """One line per submitted run: what finds it again without this process."""
-    with open(path, "a") as file:
-        for run, job in zip(runs, jobs, strict=True):
-            line = {
-                "job_id": job.job_id,
-                "run": run.name,
-                "directory": run.directory,
-                "overrides": run.overrides,
-                "ranks": job.num_tasks,
-                "folder": str(job.paths.folder),
-                "code": str(code),
-                "submitted": time.time(),
-            }
-            file.write(json.dumps(line) + "\n")
+def _line(run: Run, job: Any, code: Path) -> dict[str, Any]:
+    return job_line(job, run=run.name, directory=run.directory, overrides=run.overrides, code=str(code))
 
 
-def _wait(runs: list[Run], jobs: list[Any]) -> list[JobReturn]:
+def _wait(runs: list[Run], jobs: list[Any], study: Path) -> list[JobReturn]:
     for run, job in zip(runs, jobs, strict=True):
         run.job, run.began = job, time.monotonic()
     board, asked = Board(running=list(runs)), time.monotonic()
@@ -205,12 +193,20 @@ def _wait(runs: list[Run], jobs: list[Any]) -> list[JobReturn]:
             board.collect(over=_over)
             time.sleep(1)
     except KeyboardInterrupt:
-        log.warning(
-            "no longer waiting; %d runs go on without this process (scancel %s)", len(board.running), _short(jobs)
-        )
+        log.warning("no longer waiting; %d runs go on: python -m flash_grpo.jobs %s", len(board.running), study)
         sys.exit(130)
+    _write_bills(study)
     board.end()
     return [run.job.results()[0] for run in runs]
+
+
+def _write_bills(study: Path) -> None:
+    """The accounting hears of a job's end a moment later than the queue. What it does not say in time, and what still
+    runs for another command, `python -m flash_grpo.jobs` writes."""
+    deadline = time.monotonic() + SETTLE_S
+    with suppress(slurm.NoSlurmError):
+        while slurm.write_bills(study, slurm.ask_of(study)) and time.monotonic() < deadline:
+            time.sleep(1)
 
 
 def _over(runs: list[Run]) -> list[Run]:

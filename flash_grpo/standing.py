@@ -1,0 +1,236 @@
+"""Where a run stands, for a person to read: decided from its own run.json and from what Slurm says, together.
+
+Slurm's word alone never proves success, and run.json alone never proves that a run lives. Standard library only.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flash_grpo import slurm
+from flash_grpo.records import MANIFEST, RECORDS, RunManifest, read_manifest, read_newest_first
+from flash_grpo.slurm import Answer, Queued, Start
+
+ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending")
+OVER = ("complete", "failed", "cancelled", "interrupted", "unfinished", "unknown")
+
+WAITS = {
+    "None": "Slurm has not looked at it yet",
+    "Resources": "no free nodes",
+    "Priority": "others come first",
+    "BeginTime": "may start again soon",
+    "JobArrayTaskLimit": "as many of this array run as hydra.launcher.array_parallelism allows",
+    "Dependency": "waits for another job",
+    "Licenses": "waits for a licence",
+    "DependencyNeverSatisfied": "waits for a job that has failed: cancel it",
+    "JobHeldUser": "held by you: scontrol release {job}",
+    "JobHeldAdmin": "held by an administrator",
+    "Reservation": "waits for its reservation",
+    "PartitionTimeLimit": "longer than the partition allows: lower hydra.launcher.timeout_min",
+    "PartitionNodeLimit": "more nodes than the partition allows: lower hydra.launcher.nodes",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is closed",
+    "BadConstraints": "no node has what it asks for",
+    "launch failed requeued held": "could not be launched and is held: scontrol release {job}",
+}
+KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the account", "Assoc": "a limit of the account"}
+KINDS |= {"ReqNodeNotAvail": "its nodes are down or reserved", "Nodes required": "its nodes are down or reserved"}
+ENDS = {
+    "PREEMPTED": "was preempted",
+    "NODE_FAIL": "its node failed",
+    "OUT_OF_MEMORY": "out of memory: raise hydra.launcher.mem_gb",
+    "TIMEOUT": "killed at its time limit before it had saved: raise hydra.launcher.signal_delay_s",
+    "REQUEUED": "saved and left: preempted, or at its time limit",
+    "DEADLINE": "past its deadline",
+    "BOOT_FAIL": "its node did not boot",
+    "COMPLETED": "Slurm says COMPLETED, but the run had not ended",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A line of the table. job: the newest job's line of jobs.jsonl, None of a run that was not submitted to Slurm.
+
+    why: why it waits or failed. iteration, cost: of the last record. rewards: of the last evaluation and the last
+    iteration. billed_seconds: device-seconds that Slurm charges, up to now or, where it could not be asked, by the bill in
+    run.json; useful_seconds: the suite's own of them.
+    restarts: starts after the first. age: seconds since the last record was written.
+    """
+
+    run: str
+    job: dict[str, Any] | None
+    state: str
+    why: str = ""
+    iteration: int | None = None
+    evaluation_reward: float | None = None
+    training_reward: float | None = None
+    device_seconds: float = 0.0
+    billed_seconds: float | None = None
+    useful_seconds: float = 0.0
+    restarts: int = 0
+    age: float | None = None
+
+
+def standings(study: Path, answer: Answer | None) -> list[Standing]:
+    """Of every run that was submitted, in order, then of the other runs in the study. None: Slurm could not be asked."""
+    submitted = slurm.submitted(study)
+    others = sorted(path.parent.name for path in study.glob(f"*/{MANIFEST}") if path.parent.name not in submitted)
+    return [standing(study / run, submitted.get(run, []), answer) for run in [*submitted, *others]]
+
+
+def standing(run_dir: Path, jobs: list[dict[str, Any]], answer: Answer | None) -> Standing:
+    """jobs: the run's lines of jobs.jsonl, oldest first. Slurm was asked before the files are read: a run that has left
+    the queue has written its last word."""
+    manifest, newest = read_manifest(run_dir), jobs[-1] if jobs else None
+    state, why = _state(manifest, newest, answer)
+    bill = (slurm.bill(run_dir, jobs, answer) if answer else manifest and manifest.bill) or {}
+    starts = bill.get("starts") or (manifest.starts if manifest else [])
+    return Standing(
+        run=run_dir.name,
+        job=newest,
+        state=state,
+        why=why,
+        billed_seconds=bill.get("device_seconds"),
+        useful_seconds=bill.get("useful_device_seconds", 0.0),
+        restarts=max(0, len(starts) - 1),
+        **_records(run_dir),
+    )
+
+
+def _records(run_dir: Path) -> dict[str, Any]:
+    path, last = run_dir / RECORDS, {}
+    for record in read_newest_first(run_dir):
+        last.setdefault(record["kind"], record)
+        if "evaluation" in last and "iteration" in last:
+            break
+    told = max((one for one in last.values() if "cost" in one), key=lambda one: one["iteration"], default=None)
+    if told is None:
+        return {}
+    return {
+        "iteration": told["iteration"],
+        "device_seconds": told["cost"]["device_seconds"],
+        "evaluation_reward": last.get("evaluation", {}).get("reward_mean"),
+        "training_reward": last.get("iteration", {}).get("reward_mean"),
+        "age": time.time() - path.stat().st_mtime,
+    }
+
+
+# -- the state ---------------------------------------------------------------------------------------------------------
+
+
+def _state(manifest: RunManifest | None, job: dict[str, Any] | None, answer: Answer | None) -> tuple[str, str]:
+    if job is None or answer is None:
+        return _by_itself(manifest)
+    past = answer.starts.get(job["job_id"], [])
+    queued = answer.queued.get(job["job_id"])
+    if queued:
+        return _queued(manifest, queued, [one for one in past if one.over])
+    return _over(manifest, job, past[-1] if past else None, {_array(known) for known in answer.starts})
+
+
+def _by_itself(manifest: RunManifest | None) -> tuple[str, str]:
+    """What run.json says, where Slurm says nothing."""
+    if manifest is None:
+        return "unknown", "it has written nothing"
+    if manifest.status == "running" and not manifest.reason:
+        return "unfinished", "runs still, or was killed"
+    state = {"completed": "complete", "failed": "failed"}.get(manifest.status, "interrupted")
+    return state, manifest.reason
+
+
+def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> tuple[str, str]:
+    if queued.state == "PENDING":
+        before = f"{ENDS.get(past[-1].state, past[-1].state)}; " if past else ""
+        return "requeued" if past else "waiting", before + _waits_for(queued)
+    if queued.state == "COMPLETING":
+        return "ending", ""
+    if queued.state != "RUNNING":
+        return queued.state.lower(), ""
+    if not manifest or not _is_start(manifest.starts[-1:], queued.job, queued.restarts):
+        return "starting", f"since {queued.begin[-8:]}"
+    if manifest.status != "running":
+        return "ending", manifest.reason
+    return ("preempted", "saves, and is queued again") if queued.preempted else ("running", "")
+
+
+def _over(manifest: RunManifest | None, job: dict[str, Any], last: Start | None, arrays: set[str]) -> tuple[str, str]:
+    """Of a job that has left the queue. arrays: all of which the accounting knows something."""
+    spoke = manifest is not None and _has_started(manifest, job)
+    if spoke and manifest.status == "completed":
+        return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
+    if last is None and _array(job["job_id"]) in arrays:  # Slurm forgets an element that was cancelled while it waited
+        return "cancelled", "before it started"
+    if last is None:
+        return "unknown", f"Slurm knows no job {job['job_id']} any more"
+    if not last.over:
+        return "ending", "has left the queue; the accounting does not know its end yet"
+    reason = manifest.reason if spoke else ""
+    if last.state == "CANCELLED":
+        return "cancelled", reason
+    if reason:
+        return "interrupted" if manifest.status == "running" else "failed", reason
+    return "failed", ENDS.get(last.state) or last_words(_texts(job))
+
+
+def _array(job: str) -> str:
+    """12 of 12_3, and of 12_[4-7]."""
+    return job.split("_")[0]
+
+
+def _waits_for(queued: Queued) -> str:
+    kind = next((told for prefix, told in KINDS.items() if queued.reason.startswith(prefix)), "")
+    told = WAITS.get(queued.reason, f"{kind} ({queued.reason})" if kind else queued.reason)
+    expected = "" if queued.begin in slurm.NEVER else f", expected {queued.begin.replace('T', ' ')}"
+    return told.format(job=queued.job) + expected
+
+
+def _is_start(starts: list[dict[str, Any]], job: str, restarts: int | None = None) -> bool:
+    """Whether the last of run.json's `starts` belongs to this job, and is its start number `restarts` if that is given."""
+    ids = starts[-1]["slurm"] if starts else {}
+    array, element = ids.get("SLURM_ARRAY_JOB_ID"), ids.get("SLURM_ARRAY_TASK_ID")
+    own = f"{array}_{element}" if array else ids.get("SLURM_JOB_ID")
+    return own == job and restarts in (None, int(ids.get("SLURM_RESTART_COUNT", 0)))
+
+
+def _has_started(manifest: RunManifest, job: dict[str, Any]) -> bool:
+    """Whether run.json speaks of this job or, where the run went on without Slurm, of something after it."""
+    last = manifest.starts[-1:]
+    began = [datetime.strptime(one["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp() for one in last]
+    return _is_start(last, job["job_id"]) or any(moment > job["submitted"] for moment in began)
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def logs(job: dict[str, Any]) -> list[Path]:
+    """Of each rank, in order; those that have not started have none."""
+    return [Path(job["folder"]) / f"{job['job_id']}_{rank}_log.out" for rank in range(job["ranks"])]
+
+
+def _texts(job: dict[str, Any]) -> list[str]:
+    return [path.read_text(errors="replace") for path in logs(job) if path.exists()]
+
+
+def last_words(logs: list[str]) -> str:
+    """Why the last start that the ranks' logs tell of ended: an exception, else what srun said of it, else a last line."""
+    starts = [_last_start(text) for text in logs]
+    raised = [error for lines in starts for error in _exception(lines)]
+    killed = [
+        line.removeprefix("srun: error: ") for lines in starts for line in lines if line.startswith("srun: error")
+    ]
+    own = [line for lines in starts for line in lines if not line.startswith(("srun:", "slurmstepd:", "submitit "))]
+    return next(iter([*raised, *killed, *own[-1:]]), "ended without a word")
+
+
+def _last_start(text: str) -> list[str]:
+    lines = text.rpartition("- Starting with ")[2].split("\n")
+    return [line.rpartition("\r")[2].rstrip() for line in lines if line.strip()]
+
+
+def _exception(lines: list[str]) -> list[str]:
+    """The line after the last traceback's frames."""
+    traces = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    after = lines[traces[-1] + 1 :] if traces else []
+    return [line for line in after if not line.startswith(" ")][:1]

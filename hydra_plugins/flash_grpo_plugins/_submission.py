@@ -1,0 +1,69 @@
+"""A submission to Slurm: one job or job array, and beside it what it takes to submit the same again."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.flash_grpo_plugins._node import run_again
+
+JOBS = "jobs.jsonl"
+
+
+class RefusedError(ValueError):
+    """sbatch takes no such job; says why in a line."""
+
+
+def submit(folder: Path, shape: dict[str, Any], function: Callable[..., Any], points: Sequence[tuple]) -> list[Any]:
+    """One job for each of `points`, the arguments of `function`.
+
+    folder: the study's .submitit. shape: `folder`, submitit's for a job; `python`, the command that starts a rank's
+    interpreter; `parameters`, submitit's. It is written to `folder`/<job or array>.json. RefusedError if Slurm refuses.
+    """
+    import submitit
+
+    executor = submitit.AutoExecutor(shape["folder"], cluster="slurm", slurm_python=shape["python"])
+    executor.update_parameters(**shape["parameters"])
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint, and then raises it
+            jobs = executor.map_array(function, *zip(*points, strict=True))
+    except submitit.core.utils.FailedJobError as error:
+        raise RefusedError(str(error).strip().splitlines()[-1]) from error
+    _shape_file(folder, jobs[0].job_id).write_text(json.dumps(shape, indent=1) + "\n")
+    return jobs
+
+
+def resubmit(folder: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Submits again what lines of jobs.jsonl say was submitted: the same code, configuration and resources. What was
+    one array is one array. Returns the new lines, which it appends to jobs.jsonl."""
+    arrays: dict[Path, list[dict[str, Any]]] = {}
+    for line in lines:
+        arrays.setdefault(_shape_file(folder, line["job_id"]), []).append(line)
+    added = []
+    for shape, old in arrays.items():
+        jobs = submit(folder, json.loads(shape.read_text()), run_again, [(line["point"],) for line in old])
+        added += [{**line, **_found_by(job)} for line, job in zip(old, jobs, strict=True)]
+        write_jobs(folder, added[-len(jobs) :])
+    return added
+
+
+def job_line(job: Any, **told: Any) -> dict[str, Any]:
+    """The line of jobs.jsonl of a job that is submitted for the first time. point: the pickle of what it runs."""
+    return {**told, **_found_by(job), "ranks": job.num_tasks, "point": str(job.paths.submitted_pickle)}
+
+
+def write_jobs(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """One line per submitted run: what finds it again without this process."""
+    with open(folder / JOBS, "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _found_by(job: Any) -> dict[str, Any]:
+    return {"job_id": job.job_id, "folder": str(job.paths.folder), "submitted": time.time()}
+
+
+def _shape_file(folder: Path, job: str) -> Path:
+    return folder / f"{job.split('_')[0]}.json"

@@ -1,0 +1,267 @@
+"""`python -m flash_grpo.jobs` without a Slurm: what it makes of a study's files and of Slurm's answers."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flash_grpo import jobs, slurm
+from flash_grpo.records import (
+    Cost,
+    EvalRecord,
+    RecordWriter,
+    RunManifest,
+    read_manifest,
+    read_newest_first,
+    read_records,
+    write_manifest,
+)
+from flash_grpo.slurm import Answer, Queued, Start
+from flash_grpo.standing import last_words, standings
+
+JOB = {"job_id": "7_0", "run": "seed0", "ranks": 2, "submitted": 1e9, "point": "p.pkl"}
+IDS = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "8"}
+
+
+def written(study: Path, status: str = "running", reason: str = "", restarts: int = 0, **more) -> Path:
+    """A run directory whose run.json says this, of job 7_0."""
+    run_dir = study / "seed0"
+    run_dir.mkdir(parents=True)
+    begun = {"time": "2026-01-01T00:00:00+0000", "iteration": 0, "slurm": {**IDS, "SLURM_RESTART_COUNT": str(restarts)}}
+    about = {"run_name": "seed0", "study": "s", "method": "flash", "model": "tiny", "seed": 0, "world_size": 2}
+    about |= {"config": {}, "config_hash": "", "schedule": {}, "schedule_hash": "", "git": None}
+    about |= {"packages": {}, "hardware": {}, "status": status, "reason": reason, "starts": [begun]}
+    write_manifest(run_dir, RunManifest(**{**about, **more}))
+    return run_dir
+
+
+def submitted(study: Path, *lines: dict) -> None:
+    folder = study / ".submitit"
+    folder.mkdir(parents=True, exist_ok=True)
+    told = [{**JOB, "folder": str(folder / "7_0"), **line} for line in lines or ({},)]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+
+
+def evaluated(run_dir: Path, device_seconds: float, evaluation_seconds: float) -> None:
+    cost = Cost(device_seconds=device_seconds)
+    told = {"iteration": 5, "optimizer_steps": 5, "cost": cost, "evaluation_seconds": evaluation_seconds, "n": 1}
+    told |= {"reward_mean": 1.25, "reward_sem": 0.1, "reward_parts": {}, "prompt_rewards": {"a": 1.25}}
+    RecordWriter(run_dir, 0).append(EvalRecord(**told))
+
+
+def queued(state: str, reason: str = "None", restarts: int = 0, preempted: bool = False) -> Answer:
+    begin = "2026-01-01T12:00:00" if state == "RUNNING" else "N/A"
+    one = Queued(job="7_0", state=state, reason=reason, restarts=restarts, begin=begin, preempted=preempted)
+    earlier = [start("PREEMPTED")] if restarts else []
+    return Answer(queued={"7_0": one}, starts={"7_0": earlier} if earlier else {})
+
+
+def start(
+    state: str, seconds: int = 100, devices: int = 0, job: str = "7_0", begin: str = "2026-01-01T12:00:00"
+) -> Start:
+    return Start(job=job, state=state, start=begin, over=state != "RUNNING", seconds=seconds, devices=devices)
+
+
+def ended(state: str) -> Answer:
+    return Answer(queued={}, starts={"7_0": [start(state)]})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "answer", "state", "why"),
+    [
+        (None, "", queued("PENDING", "Resources"), "waiting", "no free nodes"),
+        (None, "", queued("PENDING", "JobHeldUser"), "waiting", "held by you: scontrol release 7_0"),
+        (None, "", queued("PENDING", "QOSMaxGRESPerUser"), "waiting", "a limit of the QOS (QOSMaxGRESPerUser)"),
+        (None, "", queued("PENDING", "SomethingNew"), "waiting", "SomethingNew"),
+        ("running", "", queued("PENDING", "BeginTime", 1), "requeued", "was preempted; may start again soon"),
+        (None, "", queued("RUNNING"), "starting", "since 12:00:00"),
+        ("running", "", queued("RUNNING"), "running", ""),
+        ("running", "", queued("RUNNING", restarts=1), "starting", "since 12:00:00"),
+        ("running", "", queued("RUNNING", preempted=True), "preempted", "saves, and is queued again"),
+        ("failed", "ValueError: no", queued("RUNNING"), "ending", "ValueError: no"),
+        ("completed", "", queued("COMPLETING"), "ending", ""),
+        ("completed", "", ended("COMPLETED"), "complete", ""),
+        ("completed", "", ended("FAILED"), "complete", "though Slurm says FAILED"),
+        ("running", "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
+        (None, "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
+        ("failed", "ValueError: no", ended("FAILED"), "failed", "ValueError: no"),
+        ("running", "", ended("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
+        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "interrupted: saved"),
+        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "interrupted: saved"),
+        (None, "", Answer(queued={}, starts={"7_[0-3]": [start("CANCELLED")]}), "cancelled", "before it started"),
+        (None, "", Answer(queued={}, starts={}), "unknown", "Slurm knows no job 7_0 any more"),
+        ("completed", "", None, "complete", ""),
+        ("running", "", None, "unfinished", "runs still, or was killed"),
+        ("running", "interrupted: saved", None, "interrupted", "interrupted: saved"),
+    ],
+)
+def test_a_state_is_decided_from_the_run_s_word_and_slurm_s_together(tmp_path, status, reason, answer, state, why):
+    submitted(tmp_path)
+    if status:
+        written(tmp_path, status, reason)
+    (one,) = standings(tmp_path, answer)
+    assert (one.state, one.why) == (state, why)
+
+
+def test_a_success_of_an_earlier_job_is_none_of_the_one_that_died_before_it_could_speak(tmp_path):
+    submitted(tmp_path, {}, {"job_id": "9", "submitted": time.time()})
+    written(tmp_path, "completed")
+    answer = Answer(queued={}, starts={"7_0": [start("COMPLETED")], "9": [start("FAILED", job="9")]})
+    (one,) = standings(tmp_path, answer)
+    assert one.state == "failed"
+
+
+def test_a_run_that_was_finished_without_slurm_after_its_job_failed_is_complete(tmp_path):
+    submitted(tmp_path)
+    later = {"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}
+    written(tmp_path, "completed", starts=[later])
+    (one,) = standings(tmp_path, ended("FAILED"))
+    assert one.state == "complete"
+
+
+def test_the_bill_is_every_start_of_every_job_times_its_devices(tmp_path):
+    run_dir = written(tmp_path, "completed")
+    evaluated(run_dir, 500.0, 100.0)
+    lines = [JOB, {**JOB, "job_id": "9"}]
+    of_array = [start("PREEMPTED", 100, devices=8), start("FAILED", 10, begin="2026-01-01T13:00:00")]
+    starts = {"7_0": of_array, "9": [start("COMPLETED", 50, job="9", begin="2026-01-01T14:00:00")]}
+    told = slurm.bill(run_dir, lines, Answer(queued={}, starts=starts))
+    assert [one["devices"] for one in told["starts"]] == [8, 2, 2]  # without GPUs its ranks
+    assert told["device_seconds"] == 100 * 8 + 10 * 2 + 50 * 2
+    assert told["useful_device_seconds"] == 600.0
+    assert told["lost_device_seconds"] == 320.0
+
+
+def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_have_ended(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path)
+    slurm.write_bills(tmp_path, queued("RUNNING"))
+    assert slurm.write_bills(tmp_path, ended("RUNNING")) == ["seed0"]
+    assert read_manifest(run_dir).bill is None
+    assert slurm.write_bills(tmp_path, ended("FAILED")) == []
+    assert read_manifest(run_dir).bill["device_seconds"] == 200
+
+
+def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path)
+    slurm.write_bills(tmp_path, ended("PREEMPTED"))
+    later = start("COMPLETED", 50, begin="2026-01-02T12:00:00")
+    slurm.write_bills(tmp_path, Answer(queued={}, starts={"7_0": [later]}))
+    assert [one["state"] for one in read_manifest(run_dir).bill["starts"]] == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_bill_stays_in_run_json_when_the_run_goes_on(train):
+    run_dir = train("budget.iterations=1")
+    manifest = read_manifest(run_dir)
+    manifest.bill = {"device_seconds": 3}
+    write_manifest(run_dir, manifest)
+    train("budget.iterations=2")
+    assert read_manifest(run_dir).bill == {"device_seconds": 3}
+
+
+def test_records_read_backwards_are_the_records(train):
+    run_dir = train("budget.iterations=2")
+    assert list(read_newest_first(run_dir)) == list(read_records(run_dir))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        ("Traceback (most recent call last):\n  File x\n    y()\nValueError: no\nsubmitit ERROR", "ValueError: no"),
+        ("submitit INFO - Starting with a\nKeyError: old\n", "KeyError: old"),
+        ("Traceback (most recent call last):\n  f\nOld: x\n- Starting with b\niteration 3\n", "iteration 3"),
+        ("iteration 3\nsrun: error: n1: task 0: Killed\n", "n1: task 0: Killed"),
+        (" 10%|#\r 20%|##\n", " 20%|##"),
+        ("", "ended without a word"),
+    ],
+)
+def test_the_last_words_of_a_log_are_of_its_last_start_and_the_most_telling(log, told):
+    assert last_words([log]) == told
+
+
+def test_the_table_has_a_line_for_each_run_and_a_total(tmp_path, capsys, monkeypatch):
+    submitted(tmp_path)
+    evaluated(written(tmp_path, "completed"), 3600.0, 900.0)
+    monkeypatch.setattr(slurm, "ask_of", lambda study: Answer(queued={}, starts={"7_0": [start("COMPLETED", 3600)]}))
+    jobs.main([str(tmp_path)])
+    _, line, total = capsys.readouterr().out.splitlines()
+    assert line.split() == ["seed0", "complete", "5", "1.250", "1", "2", "62", "%", "0", "0", "s"]
+    assert total == "1 run: 1 complete; 1 device-hours; 2 device-hours billed, 62 % of them useful"
+
+
+def test_hours_and_ages_are_short():
+    assert [jobs.hours(seconds) for seconds in (3.6, 3600, 12_345, 100_000 * 3600)] == ["0.001", "1", "3.43", "100000"]
+    assert [jobs.age(seconds) for seconds in (-0.1, 119, 120, 7200, 172800)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
+
+
+def test_where_slurm_is_not_the_table_shows_what_the_runs_wrote_and_says_so(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    monkeypatch.setenv("PATH", "")
+    jobs.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Slurm could not be asked (squeue is not on this machine)")
+    assert lines[2].split()[:2] == ["seed0", "complete"]
+
+
+def test_a_study_that_ran_without_slurm_is_shown_too(tmp_path, capsys):
+    written(tmp_path, "failed", "ValueError: no")
+    jobs.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["seed0", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("there", "arguments", "told"),
+    [
+        (None, ["nowhere"], "nowhere: no such directory"),
+        (None, ["."], "no run was submitted from it"),
+        ("local", [".", "--cancel"], "it ran without Slurm"),
+        ("slurm", [".", "--logs", "sed0"], "sed0: no such run was submitted from this study; there are seed0"),
+        ("slurm", [".", "--logs", "seed0"], "seed0 has no log yet"),
+        ("slurm", [".", "--follow"], "--follow: goes with --logs RUN"),
+        ("slurm", [".", "--watch", "--interval", "0"], "--interval 0.0: must be above 0 seconds"),
+        ("slurm", [".", "--resubmit", "seed0"], "seed0 is complete"),
+        ("no slurm", [".", "--cancel"], "Slurm could not be asked (squeue is not on this machine)"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsys, there, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        written(tmp_path, "completed")
+    if there in ("slurm", "no slurm"):
+        submitted(tmp_path)
+        monkeypatch.setenv("PATH", "")
+    if there == "slurm":
+        monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+    with pytest.raises(SystemExit) as left:
+        jobs.main(arguments)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert left.value.code == 2
+    assert errors[-1].startswith("error: ")
+    assert told in errors[-1]
+    assert sum(line.startswith("error") for line in errors) == 1
+
+
+def test_the_logs_of_several_ranks_carry_their_number_and_progress_bars_only_their_end(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    folder = tmp_path / ".submitit/7_0"
+    folder.mkdir()
+    (folder / "7_0_0_log.out").write_text("1%\r99%\nend\n")
+    (folder / "7_0_1_log.out").write_text("other\n")
+    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+    jobs.main([str(tmp_path), "--logs", "seed0"])
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ["0: 99%", "0: end", "1: other"]
+    assert str(folder) in told.err
+
+
+def test_the_help_names_every_state():
+    told = subprocess.run([sys.executable, "-m", "flash_grpo.jobs", "--help"], capture_output=True, text=True).stdout
+    from flash_grpo.standing import ALIVE, OVER
+
+    assert all(state in told for state in (*ALIVE, *OVER) if state != "suspended")

@@ -1,0 +1,149 @@
+"""`python -m flash_grpo.jobs` against a real Slurm, slurm/dev_cluster, and the trainer itself on the tiny world."""
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from slurm_cluster import MARKS, ROOT, eventually
+
+from flash_grpo.records import read_manifest, read_records
+
+pytestmark = MARKS
+LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole seconds
+WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
+
+
+class Study:
+    """A sweep of the trainer under way, and what the jobs command says of it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *overrides: str) -> None:
+        self.folder, self.environment = folder, environment
+        places = ("slurm=cpu", f"runs_root={folder}", "study=study", "run_name=seed${seed}")
+        command = [sys.executable, ROOT / "train.py", "-m", *overrides, *places]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.launcher = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+        eventually(lambda: self.launcher.poll() is not None or self.lines(), "submitted")
+
+    def directory(self, run: str) -> Path:
+        return self.folder / "study" / run
+
+    def lines(self) -> list[dict]:
+        path = self.folder / "study/.submitit/jobs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def job(self, run: str) -> str:
+        return next(line["job_id"] for line in reversed(self.lines()) if line["run"] == run)
+
+    def slurm(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def jobs(self, *arguments: str) -> str:
+        """What the command says, from another directory than the sweep's."""
+        command = [sys.executable, "-m", "flash_grpo.jobs", self.folder / "study", *arguments]
+        done = subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def line(self, run: str) -> str:
+        return next(line for line in self.jobs().splitlines() if line.startswith(run))
+
+    def state(self, run: str) -> str:
+        return self.line(run).split()[1]
+
+    def until(self, run: str, *states: str) -> None:
+        eventually(lambda: self.state(run) in states, f"{run} {' or '.join(states)}", WAIT_S)
+
+    def iteration(self, run: str) -> int:
+        return max((one["iteration"] for one in read_records(self.directory(run))), default=-1)
+
+    def until_iteration(self, run: str, iteration: int) -> None:
+        eventually(lambda: self.iteration(run) >= iteration, f"{run} at iteration {iteration}", WAIT_S)
+
+    def billed_by_slurm(self, run: str, *options: str) -> int:
+        """Elapsed seconds x the one device, over the run's jobs."""
+        jobs = ",".join(line["job_id"] for line in self.lines() if line["run"] == run)
+        return sum(map(int, self.slurm("sacct", "-X", "-nP", "-j", jobs, "-o", "ElapsedRaw", *options).split()))
+
+
+@pytest.fixture
+def study(cluster, tmp_path, small):
+    started = []
+
+    def start(*overrides: str) -> Study:
+        started.append(Study(tmp_path, cluster, *(one for one in small if "run_name" not in one), *overrides))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.launcher.kill()
+
+
+def what_was_computed(run_dir: Path) -> list[dict]:
+    """The records, less the times."""
+    told = []
+    for record in read_records(run_dir):
+        del record["evaluation_seconds"], record["cost"]["device_seconds"]
+        told.append({key: value for key, value in record.items() if key != "seconds"})
+    return told
+
+
+def start_up_s(one: Study, run: str) -> float:
+    """From Slurm's start to the run's own note that it begins to work, over all starts; each is told to the second."""
+    begun = one.slurm("sacct", "-X", "--duplicates", "-nP", "-j", one.job(run), "-o", "Start").split()
+    ready = [start["time"] for start in read_manifest(one.directory(run)).starts]
+    moments = [
+        (datetime.fromisoformat(a).astimezone(), datetime.fromisoformat(b)) for a, b in zip(begun, ready, strict=True)
+    ]
+    return sum((b - a).total_seconds() for a, b in moments)
+
+
+def stretch(run_dir: Path) -> float:
+    """Wall seconds in which the run worked for each device-second: above 1 where it had to share its core."""
+    iterations = [one for one in read_records(run_dir) if one["kind"] == "iteration"]
+    return sum(sum(one["seconds"].values()) for one in iterations) / iterations[-1]["cost"]["device_seconds"]
+
+
+def test_runs_are_seen_and_billed_though_their_launcher_was_killed_and_one_was_requeued(study):
+    one = study("seed=0,1", "budget.iterations=90", "evaluation.every=0.2")
+    one.launcher.kill()
+    assert one.state("seed0") in ("waiting", "starting")
+    one.until_iteration("seed0", 40)
+    assert one.state("seed0") == "running"
+    assert read_manifest(one.directory("seed0")).bill is None  # a run that lives writes its run.json alone
+    one.slurm("scancel", "--signal=USR2", one.job("seed0"))
+    one.until("seed0", "requeued", "starting")
+    watched = one.jobs("--watch", "--interval", "1")
+    assert "2 runs: 2 complete" in watched
+    run_dir, bill = one.directory("seed0"), read_manifest(one.directory("seed0")).bill
+    by_slurm, last_start_alone = one.billed_by_slurm("seed0", "--duplicates"), one.billed_by_slurm("seed0")
+    assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
+    assert bill["device_seconds"] == by_slurm
+    assert bill["lost_device_seconds"] == by_slurm - bill["useful_device_seconds"]
+    expected = start_up_s(one, "seed0") + stretch(run_dir) * bill["useful_device_seconds"]
+    assert by_slurm == pytest.approx(expected, abs=2 * LEAVING_S)
+    assert last_start_alone != pytest.approx(expected, abs=2 * LEAVING_S)
+
+
+def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(study, train):
+    budget = ("budget.iterations=60", "evaluation.every=0.5")
+    one = study("seed=0,1", *budget)
+    one.until_iteration("seed0", 12)
+    one.slurm("scancel", "--signal=KILL", one.job("seed0") + ".0")
+    assert "cancelled seed1" in one.jobs("--cancel", "seed1")
+    one.launcher.communicate(timeout=WAIT_S)
+    bills = [read_manifest(one.directory(run)).bill for run in ("seed0", "seed1")]
+    assert [bill["starts"][0]["state"] for bill in bills] == ["FAILED", "CANCELLED"]
+    assert "Killed" in one.line("seed0")
+    assert [one.state("seed0"), one.state("seed1")] == ["failed", "cancelled"]
+    assert one.jobs("--resubmit", "failed").startswith("submitted seed0 again as job ")
+    assert "iteration" in one.jobs("--logs", "seed0", "--follow")
+    assert [one.state("seed0"), one.state("seed1")] == ["complete", "cancelled"]
+    (first, _, again), own = one.lines(), ("code", "overrides", "point", "ranks")
+    assert [again[key] for key in own] == [first[key] for key in own]
+    assert what_was_computed(one.directory("seed0")) == what_was_computed(train("seed=0", *budget))
+    both = [start["job"] for start in read_manifest(one.directory("seed0")).bill["starts"]]
+    assert both == [first["job_id"], again["job_id"]]
+    assert read_manifest(one.directory("seed0")).bill["device_seconds"] == one.billed_by_slurm("seed0", "--duplicates")

@@ -1,0 +1,141 @@
+"""The trainer through a real Slurm, slurm/dev_cluster: a sweep to which everything happens that happens on a cluster."""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from slurm_cluster import MARKS, ROOT, eventually
+
+from flash_grpo import checkpoint, run
+from flash_grpo.records import read_manifest, read_records
+
+pytestmark = MARKS
+RATES = {"failing": 1e30, "preempted": 1e-4, "limited": 1.1e-4, "node_down": 1.2e-4, "killed": 1.3e-4}
+LONG = ("budget.iterations=300", "evaluation.every=0.5", "checkpoint.every=7", "method.plan.last_step=3")
+WAIT_S = 120
+
+
+def _told(directory: Path) -> list[dict]:
+    """The records without what measures time."""
+    records = list(read_records(directory))
+    for record in records:
+        record.pop("seconds", None)
+        record.pop("evaluation_seconds", None)
+        record.get("cost", {}).pop("device_seconds", None)
+    return records
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.newest(directory)["parameters"]
+
+
+@pytest.fixture
+def undisturbed(config, tmp_path):
+    """`undisturbed("seed=1")`: the directory of such a run that nothing happened to, made in this process."""
+
+    def trained(name: str, *overrides: str) -> Path:
+        cfg = config(*overrides, f"runs_root={tmp_path}", "study=undisturbed", f"run_name={name}")
+        return run.run(cfg, cfg.run_name)
+
+    return trained
+
+
+def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
+    """A preemption, a time limit, a node that goes down, a rank that is killed; and a run that fails, which stays so."""
+    shape = ("hydra.launcher={partition:preemptible,cpus_per_task:16,timeout_min:5,signal_delay_s:40}",)
+    rates = ",".join(str(rate) for rate in RATES.values())
+    one = study(f"optim.optimizer.lr={rates}", *LONG, *shape, "run_name=lr${optim.optimizer.lr}")
+    names = {what: f"lr{rate}" for what, rate in RATES.items()}
+    jobs = {what: one.job(name) for what, name in names.items()}
+
+    one.until_iteration(names["limited"], 1)
+    one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
+    one.until_iteration(names["preempted"], 10)
+    node = one.node(jobs["preempted"])
+    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
+    one.until_iteration(names["node_down"], 10)
+    node = one.node(jobs["node_down"])
+    one.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    one.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    one.until_iteration(names["killed"], 10)
+    one.slurm("scancel", "--signal=KILL", f"{jobs['killed']}.0")
+
+    output, _ = one.launcher.communicate(timeout=200)
+    assert one.launcher.returncode == 1
+    assert "3 of 5 runs complete" in output
+    assert one.state(names["killed"]) == one.state(names["failing"]) == "failed"
+    assert f"submitted {names['killed']} again" in one.jobs("--resubmit", "failed")
+    one.until(names["killed"], "complete")
+    one.until(names["failing"], "failed")
+    assert "reward" in one.line(names["failing"])
+
+    for what in ("preempted", "limited", "node_down", "killed"):
+        manifest = read_manifest(one.directory(names[what]))
+        whole = undisturbed(what, *LONG, f"optim.optimizer.lr={RATES[what]}")
+        assert manifest.status == "completed"
+        assert len(manifest.starts) >= 2, what
+        assert _told(one.directory(names[what])) == _told(whole), what
+        ours, theirs = _weights(one.directory(names[what])), _weights(whole)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    failed = read_manifest(one.directory(names["failing"]))
+    assert (failed.status, "not finite" in failed.reason) == ("failed", True)
+
+
+def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
+    few = ("budget.iterations=3", "evaluation.every=1", "method.kl_weight=0.004")
+    one = study("seed=3", *few, "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
+    output, _ = one.launcher.communicate(timeout=WAIT_S)
+    assert one.launcher.returncode == 0, output
+    alone = undisturbed("alone", *few, "seed=3")
+    assert read_manifest(one.directory("seed3")).world_size == 4
+    for theirs, ours in zip(_told(one.directory("seed3")), _told(alone), strict=True):
+        assert theirs["reward_mean"] == pytest.approx(ours["reward_mean"], abs=3e-4)
+        assert theirs["cost"] == ours["cost"]
+        for name in ("steps", "transitions", "prompt_rewards"):
+            assert theirs.get(name) == pytest.approx(ours.get(name), abs=1e-3)
+    logs = sorted(path.name for path in Path(one.lines()[0]["folder"]).glob("*_log.out"))
+    assert len(logs) == 4
+
+
+def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
+    """Each start is asked to stop before it has done anything: one requeue after another, and then no more."""
+    one = study("seed=4", "checkpoint.max_idle_starts=2", "budget.iterations=10000")
+    job, directory = one.job("seed4"), one.directory("seed4")
+    for start in (1, 2):
+        one.until_started(job, start)
+        one.slurm("scancel", "--signal=USR2", job)
+    output, _ = one.launcher.communicate(timeout=WAIT_S)
+    assert one.launcher.returncode == 1
+    assert "started 2 times without completing a micro-batch after iteration 0: giving up" in output
+    assert read_manifest(directory).status == "failed"
+    assert one.slurm("sacct", "-nXP", "-j", job, "-o", "State").strip() == "FAILED"
+
+
+def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_path):
+    """The code and the configuration of every start are those of the submission."""
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
+    subprocess.run(["cp", "-r", *(ROOT / name for name in ("flash_grpo", "hydra_plugins")), tree], check=True)
+    held = "+hydra.launcher.hold=true"
+    one = study("seed=5", "budget.iterations=2", "detach=true", held, program=tree / "train.py", PYTHONPATH=str(tree))
+    assert one.launcher.wait(60) == 0
+    (tree / "flash_grpo/trainer.py").write_text("raise RuntimeError('edited')\n")
+    (tree / "flash_grpo/conf/method/flash.yaml").write_text("edited: true\n")
+    one.slurm("scontrol", "release", one.job("seed5"))
+    one.until("seed5", "complete")
+    copied = Path(one.lines()[0]["code"])
+    assert json.loads((copied / "git.json").read_text())["commit"]
+
+
+def test_a_run_that_waits_or_runs_is_not_submitted_again(study):
+    one = study("seed=6", "budget.iterations=10000", "detach=true")
+    assert one.launcher.wait(60) == 0
+    again = study("seed=6,7", "budget.iterations=10000", "detach=true")
+    output, _ = again.launcher.communicate(timeout=60)
+    assert again.launcher.returncode == 2
+    assert f"seed6 is job {one.job('seed6')}" in output
+    assert len(one.lines()) == 1
