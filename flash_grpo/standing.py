@@ -137,7 +137,12 @@ def _by_itself(manifest: RunManifest | None) -> tuple[str, str]:
     if manifest.status == "running" and not manifest.reason:
         return "unfinished", "runs still, or was killed"
     state = {"completed": "complete", "failed": "failed"}.get(manifest.status, "interrupted")
-    return state, manifest.reason
+    return state, _short(manifest.reason)
+
+
+def _short(reason: str) -> str:
+    """Of "interrupted: saved at iteration 7; the same command continues this run" what the state does not say."""
+    return reason.removeprefix("interrupted: ").partition("; the same")[0]
 
 
 def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> tuple[str, str]:
@@ -166,7 +171,7 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], last: Start | None,
         return "unknown", f"Slurm knows no job {job['job_id']} any more"
     if not last.over:
         return "ending", "has left the queue; the accounting does not know its end yet"
-    reason = manifest.reason if spoke else ""
+    reason = _short(manifest.reason) if spoke else ""
     if last.state == "CANCELLED":
         return "cancelled", reason
     if reason:

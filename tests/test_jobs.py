@@ -89,13 +89,13 @@ def ended(state: str) -> Answer:
         (None, "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
         ("failed", "ValueError: no", ended("FAILED"), "failed", "ValueError: no"),
         ("running", "", ended("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
-        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "interrupted: saved"),
-        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "interrupted: saved"),
+        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "saved"),
+        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "saved"),
         (None, "", Answer(queued={}, starts={"7_[0-3]": [start("CANCELLED")]}), "cancelled", "before it started"),
         (None, "", Answer(queued={}, starts={}), "unknown", "Slurm knows no job 7_0 any more"),
         ("completed", "", None, "complete", ""),
         ("running", "", None, "unfinished", "runs still, or was killed"),
-        ("running", "interrupted: saved", None, "interrupted", "interrupted: saved"),
+        ("running", "interrupted: saved", None, "interrupted", "saved"),
     ],
 )
 def test_a_state_is_decided_from_the_run_s_word_and_slurm_s_together(tmp_path, status, reason, answer, state, why):
