@@ -145,6 +145,13 @@ def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_hav
     assert read_manifest(run_dir).bill["device_seconds"] == 200
 
 
+def test_no_bill_is_written_to_a_run_that_went_on_without_slurm(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path, starts=[{"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}])
+    slurm.write_bills(tmp_path, ended("FAILED"))
+    assert read_manifest(run_dir).bill is None
+
+
 def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path)
