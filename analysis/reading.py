@@ -51,7 +51,10 @@ def _manifest(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError) as problem:
         notes.append(f"left out, its {MANIFEST} does not say what it is ({type(problem).__name__}: {problem}).")
         return None
-    if absent := sorted({item.name for item in dataclasses.fields(RunManifest)} - manifest.keys()):
+    expected = {
+        item.name for item in dataclasses.fields(RunManifest) if item.default is not None
+    }  # None: may be absent
+    if absent := sorted(expected - manifest.keys()):
         notes.append(f"{MANIFEST} lacks {', '.join(absent)} (written by another version?).")
     return {"status": "unknown", "reason": "", "config": {}, "hardware": {}, **manifest}
 

@@ -33,6 +33,7 @@ from rich.text import Text
 from flash_grpo import slurm, standing
 from flash_grpo.standing import ALIVE, OVER, Standing
 
+CANCELLABLE = tuple(state for state in ALIVE if state != "ending")
 AGAIN = ("failed", "cancelled", "interrupted")
 COLOURS = {"running": "green", "complete": "bold green", "failed": "bold red", "cancelled": "yellow"}
 NUMBERS = ("iteration", "evaluation", "training", "device-h", "billed", "useful", "restarts", "last record")
@@ -85,10 +86,11 @@ def _numbers(run: Standing) -> list[str]:
 def totals(runs: list[Standing]) -> str:
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {state}" for state in (*OVER, *ALIVE) if counts[state])
+    own = sum(run.device_seconds for run in runs)
     billed = sum(run.billed_seconds for run in runs if run.billed_seconds)
     useful = sum(run.useful_seconds for run in runs if run.billed_seconds)
-    told = f"; {hours(billed)} device-hours billed, {share(useful, billed)} of them useful" if billed else ""
-    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {states}; {hours(sum(run.device_seconds for run in runs))} device-hours{told}"
+    told = f"{len(runs)} run{'s' * (len(runs) > 1)}: {states}; {hours(own)} device-hours"
+    return told + (f"; {hours(billed)} device-hours billed, {share(useful, billed)} of them useful" if billed else "")
 
 
 def hours(seconds: float | None) -> str:
@@ -135,8 +137,8 @@ def watch(study: Path, interval: float) -> bool:
 
 def cancel(runs: list[Standing], names: list[str]) -> list[str]:
     """scancel of the named runs, or of all; what was done, a line each."""
-    chosen = chosen_by(names, runs) if names else [run for run in runs if run.state in ALIVE]
-    queued = [run for run in chosen if run.job and run.state in ALIVE]
+    chosen = chosen_by(names, runs) if names else [run for run in runs if run.state in CANCELLABLE]
+    queued = [run for run in chosen if run.job and run.state in CANCELLABLE]
     if queued:
         _scancel([run.job["job_id"] for run in queued])
     told = [f"cancelled {run.run} (job {run.job['job_id']}), which was {run.state}{_saves(run)}" for run in queued]
@@ -164,7 +166,8 @@ def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
         return [f"no run is {' or '.join(names)}"]
     for run in chosen:
         if run.state in ALIVE:
-            raise InputError(f"{run.run} is {run.state}: --cancel it first")
+            first = "its end comes" if run.state == "ending" else "--cancel it"
+            raise InputError(f"{run.run} is {run.state}: {first} first")
         if run.state == "complete":
             raise InputError(f"{run.run} is complete; to go on with a larger budget, give the sweep's command again")
         if "point" not in run.job:

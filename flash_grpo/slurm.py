@@ -76,6 +76,12 @@ def submitted(study: Path) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
+def job_of(start: dict[str, Any]) -> str | None:
+    """The job that one of run.json's `starts` belongs to, by the name that jobs.jsonl has for it."""
+    array, element = start["slurm"].get("SLURM_ARRAY_JOB_ID"), start["slurm"].get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else start["slurm"].get("SLURM_JOB_ID")
+
+
 def _queue(arrays: str) -> dict[str, Queued]:
     done = _command("squeue", "-h", "-r", "-j", arrays, "-O", ",".join(f"{name}:|" for name in QUEUE))
     if done.returncode and "Invalid job id" in done.stderr:  # of a single job that Slurm has forgotten: it is over
@@ -153,7 +159,7 @@ def write_bills(study: Path, answer: Answer) -> list[str]:
         if not all(start.over for job in ids for start in answer.starts.get(job, [])):
             unsettled.append(run)
         else:
-            _write(study / run, bill(study / run, jobs, answer))
+            _write(study / run, bill(study / run, jobs, answer), ids)
     return unsettled
 
 
@@ -174,7 +180,9 @@ def _useful(run_dir: Path) -> float:
     return last["cost"]["device_seconds"] + last["evaluation_seconds"] if last else 0.0
 
 
-def _write(run_dir: Path, found: dict[str, Any] | None) -> None:
+def _write(run_dir: Path, found: dict[str, Any] | None, jobs: list[str]) -> None:
     manifest = json.loads((run_dir / MANIFEST).read_text())
-    if found and manifest.get("bill") != found:
+    last = manifest.get("starts", [])[-1:]
+    elsewhere = last and job_of(last[0]) not in jobs  # it went on without Slurm, and may live
+    if found and manifest.get("bill") != found and not elsewhere:
         write_atomically(run_dir / MANIFEST, json.dumps({**manifest, "bill": found}, indent=1) + "\n")

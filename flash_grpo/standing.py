@@ -137,7 +137,12 @@ def _by_itself(manifest: RunManifest | None) -> tuple[str, str]:
     if manifest.status == "running" and not manifest.reason:
         return "unfinished", "runs still, or was killed"
     state = {"completed": "complete", "failed": "failed"}.get(manifest.status, "interrupted")
-    return state, manifest.reason
+    return state, _short(manifest.reason)
+
+
+def _short(reason: str) -> str:
+    """Of "interrupted: saved at iteration 7; the same command continues this run" what the state does not say."""
+    return reason.removeprefix("interrupted: ").partition("; the same")[0]
 
 
 def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> tuple[str, str]:
@@ -148,7 +153,7 @@ def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> 
         return "ending", ""
     if queued.state != "RUNNING":
         return queued.state.lower(), ""
-    if not manifest or not _is_start(manifest.starts[-1:], queued.job, queued.restarts):
+    if not manifest or not _is_of_this_start(manifest, queued):
         return "starting", f"since {queued.begin[-8:]}"
     if manifest.status != "running":
         return "ending", manifest.reason
@@ -166,7 +171,7 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], last: Start | None,
         return "unknown", f"Slurm knows no job {job['job_id']} any more"
     if not last.over:
         return "ending", "has left the queue; the accounting does not know its end yet"
-    reason = manifest.reason if spoke else ""
+    reason = _short(manifest.reason) if spoke else ""
     if last.state == "CANCELLED":
         return "cancelled", reason
     if reason:
@@ -186,19 +191,17 @@ def _waits_for(queued: Queued) -> str:
     return told.format(job=queued.job) + expected
 
 
-def _is_start(starts: list[dict[str, Any]], job: str, restarts: int | None = None) -> bool:
-    """Whether the last of run.json's `starts` belongs to this job, and is its start number `restarts` if that is given."""
-    ids = starts[-1]["slurm"] if starts else {}
-    array, element = ids.get("SLURM_ARRAY_JOB_ID"), ids.get("SLURM_ARRAY_TASK_ID")
-    own = f"{array}_{element}" if array else ids.get("SLURM_JOB_ID")
-    return own == job and restarts in (None, int(ids.get("SLURM_RESTART_COUNT", 0)))
-
-
 def _has_started(manifest: RunManifest, job: dict[str, Any]) -> bool:
     """Whether run.json speaks of this job or, where the run went on without Slurm, of something after it."""
-    last = manifest.starts[-1:]
-    began = [datetime.strptime(one["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp() for one in last]
-    return _is_start(last, job["job_id"]) or any(moment > job["submitted"] for moment in began)
+    last = manifest.starts[-1]
+    began = datetime.strptime(last["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    return slurm.job_of(last) == job["job_id"] or began > job["submitted"]
+
+
+def _is_of_this_start(manifest: RunManifest, queued: Queued) -> bool:
+    last = manifest.starts[-1]
+    restarts = int(last["slurm"].get("SLURM_RESTART_COUNT", 0))
+    return slurm.job_of(last) == queued.job and restarts == queued.restarts
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

@@ -192,6 +192,17 @@ def test_a_manifest_that_lacks_a_field_is_read_and_noted(tmp_path):
     assert any("lacks config_hash" in note for note in study.notes)
 
 
+def test_a_run_with_slurm_s_bill_reads_as_one_without(tmp_path):
+    billed, plain = write_run(tmp_path / "s" / "a"), write_run(tmp_path / "s" / "b", seed=1)
+    known = json.loads((billed / "run.json").read_text())
+    (billed / "run.json").write_text(json.dumps({**known, "bill": {"starts": [], "device_seconds": 7}}))
+    del known["bill"]
+    (plain / "run.json").write_text(json.dumps({**known, "seed": 1}))
+    study = load_study(tmp_path / "s")
+    assert list(study.runs["run"]) == ["a", "b"]
+    assert not study.notes
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 1}', None])
 def test_a_run_that_does_not_say_what_it_is_is_left_out_with_a_note(tmp_path, text):
     write_run(tmp_path / "s" / "good")

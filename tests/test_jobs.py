@@ -89,13 +89,13 @@ def ended(state: str) -> Answer:
         (None, "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
         ("failed", "ValueError: no", ended("FAILED"), "failed", "ValueError: no"),
         ("running", "", ended("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
-        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "interrupted: saved"),
-        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "interrupted: saved"),
+        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "saved"),
+        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "saved"),
         (None, "", Answer(queued={}, starts={"7_[0-3]": [start("CANCELLED")]}), "cancelled", "before it started"),
         (None, "", Answer(queued={}, starts={}), "unknown", "Slurm knows no job 7_0 any more"),
         ("completed", "", None, "complete", ""),
         ("running", "", None, "unfinished", "runs still, or was killed"),
-        ("running", "interrupted: saved", None, "interrupted", "interrupted: saved"),
+        ("running", "interrupted: saved", None, "interrupted", "saved"),
     ],
 )
 def test_a_state_is_decided_from_the_run_s_word_and_slurm_s_together(tmp_path, status, reason, answer, state, why):
@@ -143,6 +143,13 @@ def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_hav
     assert read_manifest(run_dir).bill is None
     assert slurm.write_bills(tmp_path, ended("FAILED")) == []
     assert read_manifest(run_dir).bill["device_seconds"] == 200
+
+
+def test_no_bill_is_written_to_a_run_that_went_on_without_slurm(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path, starts=[{"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}])
+    slurm.write_bills(tmp_path, ended("FAILED"))
+    assert read_manifest(run_dir).bill is None
 
 
 def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):

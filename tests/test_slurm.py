@@ -21,6 +21,7 @@ def main(cfg):
     import flash_grpo
     rank, place = os.environ.get("RANK", "0"), Path(cfg.study) / cfg.run_name
     place.mkdir(exist_ok=True, parents=True)
+    (place / "run.json").write_text("{}")
     note = lambda name, *words: print(*words, file=open(place / f"{name}-{rank}", "a"), flush=True)
     note("starts", flash_grpo.__file__, os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR"))
     time.sleep(cfg.import_s)
@@ -161,6 +162,8 @@ def test_a_time_limit_s_warning_requeues_the_run(sweep):
     code, output = one.end(90)
     assert code == 0, output
     assert went_on_where_it_was(one, "work0")
+    bill = json.loads((one.folder / "study/work0/run.json").read_text())["bill"]  # the launcher's last deed
+    assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
 
 
 def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep):
