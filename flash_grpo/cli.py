@@ -88,11 +88,12 @@ def composed_outside(overrides: list[str]) -> DictConfig:
 
 def train(cfg: DictConfig) -> None:
     from flash_grpo import run
+    from flash_grpo.rollout import DivergedError
     from flash_grpo.trainer import DriftError, RewardError
 
     try:
         directory = run.run(cfg, cfg.run_name)
-    except (RewardError, DriftError) as error:
+    except (RewardError, DriftError, DivergedError) as error:
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)

@@ -14,6 +14,10 @@ from flash_grpo.types import FlowSchedule, PromptBatch, Rollouts, Transitions
 SdeNoise = Callable[[int, torch.Tensor], torch.Tensor]
 
 
+class DivergedError(RuntimeError):
+    """The policy makes no videos any more. Its decoder would hide it: what is not a number becomes a black pixel."""
+
+
 def initial_noise(batch: PromptBatch, shape: tuple[int, ...], seed: int, mode: str) -> torch.Tensor:
     """x_T [B, C, F, H, W]: mode "independent" draws one per rollout, "shared" one per prompt."""
 
@@ -44,7 +48,10 @@ def denoise(
     sde_mask_BT: torch.Tensor,
     sde_noise: SdeNoise,
 ) -> tuple[torch.Tensor, Transitions]:
-    """From noise to latents, and the transitions that the mask made stochastic, ordered by step, then by row."""
+    """From noise to latents, and the transitions that the mask made stochastic, ordered by step, then by row.
+
+    DivergedError where the latents are not finite.
+    """
     x, kept = noise_BCFHW, []
     for step, timestep in enumerate(schedule.timestep_T):
         v = policy.velocity(x, timestep.expand(len(x)), condition_BMD)
@@ -55,6 +62,8 @@ def denoise(
             x_next[rows] = taken.x_next_NCFHW
             kept.append(taken)
         x = x_next
+    if not x.isfinite().all():
+        raise DivergedError("the policy has diverged: latents are not finite; lower optim.optimizer.lr")
     return x, joined(kept, x)
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from slurm_cluster import cluster, slurm_environment
+from slurm_cluster import cluster, slurm_environment, study
 
 from flash_grpo import cli, run
 from flash_grpo.distributed import Ranks
 from flash_grpo.trainer import Trainer
 
-__all__ = ["cluster", "slurm_environment"]  # fixtures
+__all__ = ["cluster", "slurm_environment", "study"]  # fixtures
 
 SMALL = (
     "device=cpu",

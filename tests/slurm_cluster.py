@@ -1,17 +1,23 @@
 """A real Slurm for the tests that need one, slurm/dev_cluster: one for all of them, left empty after each."""
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from flash_grpo.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 DEV_CLUSTER = ROOT / "slurm" / "dev_cluster"
 GRACE = 8  # seconds between a preemption and the kill
+WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
 INSTALLED = Path("/usr/sbin/slurmctld").exists()
 
 MARKS = [  # the `pytestmark` of a file of such tests
@@ -25,10 +31,10 @@ MARKS = [  # the `pytestmark` of a file of such tests
 
 @pytest.fixture(scope="session")
 def slurm_environment() -> Iterator[dict[str, str]]:
-    """Four nodes whose preemption sends SIGTERM; the environment in which every command goes to them."""
+    """Six nodes whose preemption sends SIGTERM; the environment in which every command goes to them."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
     port = os.environ.get("DEV_CLUSTER_PORT", "27817")
-    settings = {"DIR": folder, "NODES": 4, "GRACE": GRACE, "REQUEUE_WAIT": 5, "PORT": port}
+    settings = {"DIR": folder, "NODES": 6, "GRACE": GRACE, "REQUEUE_WAIT": 5, "PORT": port}
     environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
     try:
         subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)
@@ -51,3 +57,85 @@ def eventually(holds: Callable[[], object], what: str, seconds: float = 40) -> N
     while not holds():
         assert time.monotonic() < deadline, f"not {what} in {seconds} s"
         time.sleep(0.1)
+
+
+class Study:
+    """A sweep of the trainer under way, and what the jobs command says of it."""
+
+    def __init__(
+        self, folder: Path, environment: dict[str, str], *overrides: str, tree: Path = ROOT, name: str = "seed${seed}"
+    ) -> None:
+        """tree: the checkout that it is submitted from. name: of the runs."""
+        self.folder, self.environment = folder, {**environment, "PYTHONPATH": str(tree)}
+        places = ("slurm=cpu", f"runs_root={folder}", "study=study", f"run_name={name}")
+        command = [sys.executable, tree / "train.py", "-m", *overrides, *places]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.launcher = subprocess.Popen(command, cwd=folder, env=self.environment, **pipes)
+        eventually(lambda: self.launcher.poll() is not None or self.lines(), "submitted")
+
+    def directory(self, run: str) -> Path:
+        return self.folder / "study" / run
+
+    def lines(self) -> list[dict]:
+        path = self.folder / "study/.submitit/jobs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def job(self, run: str) -> str:
+        return next(line["job_id"] for line in reversed(self.lines()) if line["run"] == run)
+
+    def node(self, run: str) -> str:
+        return self.slurm("squeue", "-h", "-j", self.job(run), "-o", "%N").strip()
+
+    def slurm(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def jobs(self, *arguments: str) -> str:
+        """What the command says, from another directory than the sweep's."""
+        command = [sys.executable, "-m", "flash_grpo.jobs", self.folder / "study", *arguments]
+        done = subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def line(self, run: str) -> str:
+        return next(line for line in self.jobs().splitlines() if line.startswith(run))
+
+    def state(self, run: str) -> str:
+        return self.line(run).split()[1]
+
+    def until(self, run: str, *states: str) -> None:
+        eventually(lambda: self.state(run) in states, f"{run} {' or '.join(states)}", WAIT_S)
+
+    def iteration(self, run: str) -> int:
+        return max((one["iteration"] for one in read_records(self.directory(run))), default=-1)
+
+    def until_iteration(self, run: str, iteration: int) -> None:
+        eventually(lambda: self.iteration(run) >= iteration, f"{run} at iteration {iteration}", WAIT_S)
+
+    def billed_by_slurm(self, run: str, *options: str) -> int:
+        """Elapsed seconds x the one device, over the run's jobs."""
+        jobs = ",".join(line["job_id"] for line in self.lines() if line["run"] == run)
+        return sum(map(int, self.slurm("sacct", "-X", "-nP", "-j", jobs, "-o", "ElapsedRaw", *options).split()))
+
+
+@pytest.fixture
+def study(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
+    """`study("seed=0,1")`: a sweep of small runs in the test's directory, submitted."""
+    started: list[Study] = []
+
+    def start(*overrides: str, **options: Any) -> Study:
+        chosen = [*(one for one in small if "run_name" not in one), *overrides]
+        started.append(Study(tmp_path, cluster, *chosen, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.launcher.kill()
+
+
+def what_was_computed(run_dir: Path) -> list[dict]:
+    """The records, less the times."""
+    told = []
+    for record in read_records(run_dir):
+        del record["evaluation_seconds"], record["cost"]["device_seconds"]
+        told.append({key: value for key, value in record.items() if key != "seconds"})
+    return told

@@ -1,93 +1,15 @@
 """`python -m flash_grpo.jobs` against a real Slurm, slurm/dev_cluster, and the trainer itself on the tiny world."""
 
-import json
-import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from slurm_cluster import MARKS, ROOT, eventually
+from slurm_cluster import MARKS, Study, what_was_computed
 
 from flash_grpo.records import read_manifest, read_records
 
 pytestmark = MARKS
 LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole seconds
-WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
-
-
-class Study:
-    """A sweep of the trainer under way, and what the jobs command says of it."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], *overrides: str) -> None:
-        self.folder, self.environment = folder, environment
-        places = ("slurm=cpu", f"runs_root={folder}", "study=study", "run_name=seed${seed}")
-        command = [sys.executable, ROOT / "train.py", "-m", *overrides, *places]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.launcher = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-        eventually(lambda: self.launcher.poll() is not None or self.lines(), "submitted")
-
-    def directory(self, run: str) -> Path:
-        return self.folder / "study" / run
-
-    def lines(self) -> list[dict]:
-        path = self.folder / "study/.submitit/jobs.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def job(self, run: str) -> str:
-        return next(line["job_id"] for line in reversed(self.lines()) if line["run"] == run)
-
-    def slurm(self, *command: str) -> str:
-        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
-
-    def jobs(self, *arguments: str) -> str:
-        """What the command says, from another directory than the sweep's."""
-        command = [sys.executable, "-m", "flash_grpo.jobs", self.folder / "study", *arguments]
-        done = subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def line(self, run: str) -> str:
-        return next(line for line in self.jobs().splitlines() if line.startswith(run))
-
-    def state(self, run: str) -> str:
-        return self.line(run).split()[1]
-
-    def until(self, run: str, *states: str) -> None:
-        eventually(lambda: self.state(run) in states, f"{run} {' or '.join(states)}", WAIT_S)
-
-    def iteration(self, run: str) -> int:
-        return max((one["iteration"] for one in read_records(self.directory(run))), default=-1)
-
-    def until_iteration(self, run: str, iteration: int) -> None:
-        eventually(lambda: self.iteration(run) >= iteration, f"{run} at iteration {iteration}", WAIT_S)
-
-    def billed_by_slurm(self, run: str, *options: str) -> int:
-        """Elapsed seconds x the one device, over the run's jobs."""
-        jobs = ",".join(line["job_id"] for line in self.lines() if line["run"] == run)
-        return sum(map(int, self.slurm("sacct", "-X", "-nP", "-j", jobs, "-o", "ElapsedRaw", *options).split()))
-
-
-@pytest.fixture
-def study(cluster, tmp_path, small):
-    started = []
-
-    def start(*overrides: str) -> Study:
-        started.append(Study(tmp_path, cluster, *(one for one in small if "run_name" not in one), *overrides))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.launcher.kill()
-
-
-def what_was_computed(run_dir: Path) -> list[dict]:
-    """The records, less the times."""
-    told = []
-    for record in read_records(run_dir):
-        del record["evaluation_seconds"], record["cost"]["device_seconds"]
-        told.append({key: value for key, value in record.items() if key != "seconds"})
-    return told
 
 
 def start_up_s(one: Study, run: str) -> float:

@@ -13,7 +13,7 @@ import torch
 from flash_grpo import cli, records
 from flash_grpo.records import as_json
 from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.rollout import denoise, initial_noise, no_noise, sde_noise
+from flash_grpo.rollout import DivergedError, denoise, initial_noise, no_noise, sde_noise
 from flash_grpo.sde import ode_step
 from flash_grpo.types import Scores
 from flash_grpo.weighting import inverse_lambda
@@ -262,3 +262,10 @@ def test_every_field_of_a_record_is_documented(record):
     words = set(re.findall(r"\w+", inspect.getdoc(record)))
     undocumented = {field.name for field in dataclasses.fields(record)} - words - {"kind"}
     assert not undocumented
+
+
+def test_a_policy_that_has_diverged_is_not_scored_as_black_videos(trainer):
+    small = trainer("optim.optimizer.lr=1e30")
+    small.iterate(1)
+    with pytest.raises(DivergedError, match=r"not finite; lower optim\.optimizer\.lr"):
+        small.iterate(2)

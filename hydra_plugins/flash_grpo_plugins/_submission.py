@@ -26,7 +26,14 @@ def submit(folder: Path, shape: dict[str, Any], function: Callable[..., Any], po
     import submitit
 
     executor = submitit.AutoExecutor(shape["folder"], cluster="slurm", slurm_python=shape["python"])
-    executor.update_parameters(**shape["parameters"])
+    try:
+        executor.update_parameters(**shape["parameters"])
+    except NameError as error:
+        unknown = str(error).partition("'slurm_")[2].partition("'")[0]
+        raise RefusedError(
+            f"submitit has no parameter {unknown}; what else sbatch takes goes to "
+            f"+hydra.launcher.additional_parameters.{unknown}=..."
+        ) from error
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint, and then raises it
             jobs = executor.map_array(function, *zip(*points, strict=True))

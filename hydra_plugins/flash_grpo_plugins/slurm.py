@@ -25,6 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_method
 
 from flash_grpo import slurm
+from flash_grpo.standing import ALIVE, standings
 from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
 from hydra_plugins.flash_grpo_plugins._node import run_on_node
 from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
@@ -75,6 +76,7 @@ class ResumableSlurmLauncher(SlurmLauncher):
         runs = compose(self, job_overrides, initial_job_idx)
         self._rehearse(runs)
         study = Path(self.config.hydra.sweep.dir)
+        self._refuse_those_under_way(study.parent, runs)
         code = snapshot(study / "code")
         jobs = self._submit(study, runs, code)
         write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
@@ -121,6 +123,15 @@ class ResumableSlurmLauncher(SlurmLauncher):
             return submit(folder, shape, run_on_node, points)
         except RefusedError as error:
             refuse(f"Slurm takes no such job: {error}")
+
+    def _refuse_those_under_way(self, study: Path, runs: list[Run]) -> None:
+        """Two jobs of one run would wait for each other's directory."""
+        for standing in standings(study, slurm.ask_of(study)):
+            if standing.state in ALIVE and standing.run in {run.name for run in runs}:
+                refuse(
+                    f"{standing.run} is job {standing.job['job_id']}, {standing.state} (to end it: "
+                    f"python -m flash_grpo.jobs {study} --cancel {standing.run})"
+                )
 
     def _parameters(self) -> dict[str, Any]:
         asked = {key: value for key, value in self.params.items() if key not in NOT_SBATCH}
