@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEV_CLUSTER = ROOT / "slurm" / "dev_cluster"
 GRACE = 8  # seconds between a preemption and the kill
 WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
+PORT = int(os.environ.get("DEV_CLUSTER_PORT", "27817"))  # the first of a few hundred
 INSTALLED = Path("/usr/sbin/slurmctld").exists()
 
 MARKS = [  # the `pytestmark` of a file of such tests
@@ -29,18 +31,26 @@ MARKS = [  # the `pytestmark` of a file of such tests
 ]
 
 
-@pytest.fixture(scope="session")
-def slurm_environment() -> Iterator[dict[str, str]]:
-    """Six nodes whose preemption sends SIGTERM; the environment in which every command goes to them."""
+@contextmanager
+def cluster_of(nodes: int, port: int, requeue_wait: int = 5) -> Iterator[dict[str, str]]:
+    """A cluster whose preemption sends SIGTERM; the environment in which every command goes to it.
+
+    requeue_wait: seconds; also how long a job may take to start before its credential expires.
+    """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
-    port = os.environ.get("DEV_CLUSTER_PORT", "27817")
-    settings = {"DIR": folder, "NODES": 6, "GRACE": GRACE, "REQUEUE_WAIT": 5, "PORT": port}
+    settings = {"DIR": folder, "NODES": nodes, "GRACE": GRACE, "REQUEUE_WAIT": requeue_wait, "PORT": port}
     environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
     try:
         subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)
         yield {**environment, "SLURM_CONF": str(folder / "etc/slurm.conf"), "PYTHONPATH": str(ROOT)}
     finally:
         subprocess.run([DEV_CLUSTER, "purge"], env=environment, check=True)
+
+
+@pytest.fixture(scope="session")
+def slurm_environment() -> Iterator[dict[str, str]]:
+    with cluster_of(nodes=6, port=PORT) as environment:
+        yield environment
 
 
 @pytest.fixture

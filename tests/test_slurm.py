@@ -6,13 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from slurm_cluster import DEV_CLUSTER, MARKS, ROOT, eventually
+from slurm_cluster import DEV_CLUSTER, MARKS, PORT, ROOT, cluster_of, eventually
 
 pytestmark = MARKS
 
 APP = """
-import os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 import hydra
 
@@ -28,6 +29,11 @@ def main(cfg):
     if cfg.do == "raise" and rank == str(cfg.raising_rank):
         raise ValueError("no such reward")
     child = subprocess.Popen(["sleep", "1000"])
+    note("pids", child.pid)
+    if cfg.c_s:
+        note("c", "begun")
+        ctypes.CDLL(None).usleep(int(cfg.c_s * 1e6))  # while it runs, Python handles no signal
+        note("c", "returned")
     saved = place / f"saved-{rank}"
     step = int(saved.read_text()) if saved.exists() else 0
     while step < cfg.steps:
@@ -57,6 +63,7 @@ do: work
 seed: 0
 steps: 10
 import_s: 0
+c_s: 0
 raising_rank: 0
 hydra:
   run: {dir: .}
@@ -143,16 +150,27 @@ def test_tasks_on_several_nodes_know_their_group(sweep):
 
 
 def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
-    shape = ("hydra.launcher.nodes=2", "hydra.launcher.cpus_per_task=16")  # whole nodes
-    one = sweep("seed=0,1", "steps=60", "hydra.launcher.partition=preemptible", *shape)
+    shape = ("hydra.launcher={nodes:2,tasks_per_node:4,cpus_per_task:4}",)  # eight ranks on whole nodes
+    one = sweep("seed=0,1", "steps=40", "hydra.launcher.partition=preemptible", *shape)
     one.until_step("work0", 5)
     nodes = one.slurm("squeue", "-h", "-j", one.jobs()[0], "-o", "%N").strip()
     one.slurm("sbatch", "-p", "gpu", "--exclusive", "-N2", "-w", nodes, "-o", "/dev/null", "--wrap", "sleep 3")
     code, output = one.end(90)
     assert code == 0, output
-    assert all(went_on_where_it_was(one, "work0", rank) for rank in (0, 1))
+    assert all(went_on_where_it_was(one, "work0", rank) for rank in range(8))
     assert len(one.read("work1", "starts")) == 1
-    assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal
+    assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal, and never the job:
+    assert not [pid for rank in range(8) for pid in one.read("work0", "pids", rank) if psutil.pid_exists(int(pid))]
+
+
+def test_a_signal_in_c_code_waits_for_it_to_return(sweep):
+    one = sweep("steps=20", "c_s=4")
+    eventually(lambda: one.read("work0", "c"), "in C code")
+    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+    code, output = one.end(90)
+    assert code == 0, output
+    assert went_on_where_it_was(one, "work0")
+    assert one.read("work0", "c") == ["begun", "returned", "begun", "returned"]
 
 
 def test_a_time_limit_s_warning_requeues_the_run(sweep):
@@ -243,3 +261,32 @@ def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(sweep, arg
     assert told in output
     assert len(output.strip().splitlines()) == 1
     assert not one.slurm("squeue", "-h")
+
+
+@pytest.fixture(scope="module")
+def large_cluster():
+    """A cluster of 32 nodes, 256 fake GPUs."""
+    with cluster_of(nodes=32, port=PORT + 400, requeue_wait=120) as environment:
+        yield environment
+
+
+def test_200_short_jobs_on_32_nodes_are_submitted_run_and_reported(large_cluster, tmp_path):
+    one = Sweep(tmp_path, large_cluster, "seed=range(200)", "steps=5")  # of 0.2 s
+    code, output = one.end(400)
+    assert code == 0, output[-2000:]
+    assert "200 of 200 runs complete" in output
+    assert len({one.read(f"work{seed}", "complete")[0] for seed in range(200)}) == 1
+    table = one.slurm(sys.executable, "-m", "flash_grpo.jobs", str(tmp_path / "study"))
+    assert "200 runs: " in table
+
+
+def test_submitting_200_runs_takes_at_most_150_ms_each_checks_included(large_cluster, small, tmp_path):
+    chosen = [*(one for one in small if "run_name" not in one), "slurm=cpu", "detach=true", f"runs_root={tmp_path}"]
+    held = "+hydra.launcher.additional_parameters.hold=true"
+    command = [sys.executable, ROOT / "train.py", "-m", "seed=range(200)", "study=many", held, *chosen]
+    start = time.monotonic()
+    subprocess.run(command, env=large_cluster, check=True)
+    seconds = time.monotonic() - start
+    queued = subprocess.run(["squeue", "-h", "-r"], env=large_cluster, check=True, capture_output=True, text=True)
+    assert len(queued.stdout.splitlines()) == 200
+    assert seconds / 200 < 0.150

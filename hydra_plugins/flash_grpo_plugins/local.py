@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose
+from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, cores
 from hydra_plugins.flash_grpo_plugins._node import run_here
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
@@ -48,7 +48,7 @@ class BoundedLocalLauncher(LocalLauncher):
     def __init__(self, max_parallel: int | None = None, **params: Any) -> None:
         super().__init__(**params)
         self.gpu_sets = _gpu_sets(params["gpus_per_node"] or 1)
-        self.max_parallel = max_parallel or len(self.gpu_sets) or max(1, _cores() // params["tasks_per_node"])
+        self.max_parallel = max_parallel or len(self.gpu_sets) or max(1, cores() // params["tasks_per_node"])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         runs = compose(self, job_overrides, initial_job_idx)
@@ -80,10 +80,6 @@ class BoundedLocalLauncher(LocalLauncher):
         executor.update_parameters(**{key: self.params[key] for key in keys})
         gpus = self.gpu_sets[run.slot % len(self.gpu_sets)] if self.gpu_sets else ""
         return executor.submit(run_here, self, run.cfg, run.number, Singleton.get_state(), gpus)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu_sets(size: int) -> list[str]:
