@@ -4,6 +4,7 @@ import sys
 
 import torch
 from hydra import compose, initialize_config_dir
+from torch.distributed.tensor import DTensor
 
 from flash_grpo import cli, run
 from flash_grpo.distributed import Ranks
@@ -18,7 +19,8 @@ def go_through(overrides: list[str]) -> dict:
     with trainer.ema.applied():
         evaluate = run.build(cfg.evaluation.sampler, "evaluation.sampler")
         evaluated = evaluate(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
-    frozen = [value for value in trainer.policy.transformer.parameters() if not value.requires_grad]
+    named = list(trainer.policy.transformer.named_parameters())
+    frozen = [value for _, value in named if not value.requires_grad]
     return {
         **{name: [getattr(record, name) for record in records] for name in ("loss", "gradient_norm", "base_kl")},
         "reward_mean": [record.reward_mean for record in records],
@@ -26,7 +28,8 @@ def go_through(overrides: list[str]) -> dict:
         "drift": [record.ratio_drift for record in records],
         "evaluation": evaluated.reward_PK,
         "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
-        "held": sum((value.to_local() if hasattr(value, "to_local") else value).numel() for value in frozen),
+        "held": sum((value.to_local() if isinstance(value, DTensor) else value).numel() for value in frozen),
+        "whole": {name for name, value in named if not isinstance(value, DTensor)},
         "together": trainer.policy.forwards_together,
     }
 

@@ -62,6 +62,7 @@ def test_two_sharded_ranks_train_as_one_whole_model(asked, tmp_path):
     )
     assert sharded["together"] and not whole["together"]
     assert sharded["held"] < 0.6 * whole["held"]
+    assert sharded["whole"] == sharded["parameters"].keys()  # the adapters, and nothing that was gathered and forgotten
     assert sharded["transitions"] == whole["transitions"] == [5, 5]
     for name in ("loss", "reward_mean", "gradient_norm", "base_kl"):
         assert sharded[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-6)

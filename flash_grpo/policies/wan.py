@@ -73,7 +73,9 @@ class WanPolicy:
         else:
             folder = pipeline_folder(path, revision)
             _refuse_two_experts(folder, path)
-            self.transformer = _loaded(WanTransformer3DModel, folder, "transformer", held).to(device)
+            self.transformer = _loaded(WanTransformer3DModel, folder, "transformer", held)
+            if not shard:  # which takes it to the device part by part
+                self.transformer.to(device)
             self.codec = _codec(folder, device, tiling, slicing)
             self.encode = TextConditions(folder, max_text_tokens, device, compute, embedding_cache)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
@@ -187,9 +189,10 @@ def forward_flops(config: Mapping[str, Any], latent_shape: tuple[int, ...], text
 def _tiny_flops(policy: WanPolicy) -> float:
     """The count that the tiny world's committed budgets rest on: without attention, which torch's counter does not see on
     a CPU, and with one encoding of the empty text."""
-    x, timestep = torch.zeros(1, *policy.latent_shape, device=policy.device), torch.zeros(1, device=policy.device)
+    device = policy.transformer.device
+    x, timestep = torch.zeros(1, *policy.latent_shape, device=device), torch.zeros(1, device=device)
     with FlopCounterMode(display=False) as counter:
-        policy.transformer(x, timestep, policy.encode([""]), return_dict=False)
+        policy.transformer(x, timestep, policy.encode([""]).to(device), return_dict=False)
     return float(counter.get_total_flops())
 
 
