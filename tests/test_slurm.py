@@ -17,12 +17,21 @@ import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 import hydra
 
+IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+
+def say(place, status):
+    from flash_grpo.records import RunManifest, write_manifest
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "slurm": {key: os.environ[key] for key in IDS if key in os.environ}}
+    told = dict.fromkeys(RunManifest.__dataclass_fields__) | {"run_name": place.name, "status": status, "reason": ""}
+    write_manifest(place, RunManifest(**told | {"starts": [start]}))
+
 @hydra.main(config_path=".", config_name="config", version_base="1.3")
 def main(cfg):
     import flash_grpo
     rank, place = os.environ.get("RANK", "0"), Path(cfg.study) / cfg.run_name
     place.mkdir(exist_ok=True, parents=True)
-    (place / "run.json").write_text("{}")
+    if rank == "0":
+        say(place, "running")
     note = lambda name, *words: print(*words, file=open(place / f"{name}-{rank}", "a"), flush=True)
     note("starts", flash_grpo.__file__, os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR"))
     time.sleep(cfg.import_s)
@@ -46,6 +55,8 @@ def main(cfg):
             sys.exit(130)
     child.kill()
     note("complete")
+    if rank == "0":
+        say(place, "completed")
 
 main()
 """
@@ -277,7 +288,7 @@ def test_200_short_jobs_on_32_nodes_are_submitted_run_and_reported(large_cluster
     assert "200 of 200 runs complete" in output
     assert len({one.read(f"work{seed}", "complete")[0] for seed in range(200)}) == 1
     table = one.slurm(sys.executable, "-m", "flash_grpo.jobs", str(tmp_path / "study"))
-    assert "200 runs: " in table
+    assert "200 runs: 200 complete" in table
 
 
 def test_submitting_200_runs_takes_at_most_150_ms_each_checks_included(large_cluster, small, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -95,11 +94,10 @@ def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
     assert len(logs) == 4
 
 
-def in_its_imports(one: Study, job: str, restarts: int) -> bool:
-    """Whether the start after so many restarts has a process, which takes seconds to import what it needs."""
-    again = f"Restarts={restarts} " in one.slurm("scontrol", "-o", "show", "job", job)
-    steps = one.slurm("squeue", "-s", "-h", "-j", job, "-o", "%i").split()
-    return again and any(step.endswith(".0") for step in steps)
+def in_its_imports(one: Study, run: str, restarts: int) -> bool:
+    """Whether Python has begun after so many restarts; it then needs seconds to import what the trainer needs."""
+    log = Path(one.lines()[-1]["folder"]) / f"{one.job(run)}_0_log.out"
+    return log.exists() and log.read_text().count("Starting with JobEnvironment") == restarts + 1
 
 
 def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
@@ -107,8 +105,7 @@ def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
     one = study("seed=4", "checkpoint.max_idle_starts=2", "budget.iterations=10000")
     job, directory = one.job("seed4"), one.directory("seed4")
     for restarts in (0, 1):
-        eventually(partial(in_its_imports, one, job, restarts), f"in the imports after {restarts} restarts")
-        time.sleep(1)
+        eventually(partial(in_its_imports, one, "seed4", restarts), f"in the imports after {restarts} restarts")
         one.slurm("scancel", "--signal=USR2", job)
     output, _ = one.launcher.communicate(timeout=WAIT_S)
     assert one.launcher.returncode == 1

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.singleton import Singleton
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
 WAIT_FOR_THE_KILL_S = 600
+WAIT_FOR_OTHERS_S = 10
 
 
 def run_here(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
@@ -107,13 +109,31 @@ def _reachable(host: str) -> str:
 
 def _leave() -> NoReturn:
     """After an interrupted run has saved on all ranks: rank 0 has Slurm start the job again, where that is meant."""
+    left = _left()
     if os.environ.get("SLURM_PROCID", "0") != "0":
+        left[int(os.environ["SLURM_PROCID"])].touch()
         os._exit(0)  # a failing exit code would take rank 0 along
+    _await(left[1:])
     state, preempted = _job_state()
     print(f"asked to stop in state {state}{' by preemption' if preempted else ''}", flush=True)
     if state == "RUNNING" and (preempted or signal.SIGUSR2 in signal.sigpending()):
         _requeue()
     os._exit(INTERRUPTED)
+
+
+def _left() -> list[Path]:
+    """By rank: the files that say, to rank 0, that the rank has ended what this start began."""
+    import submitit
+
+    job, start = submitit.JobEnvironment(), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return [job.paths.folder / f".left-{job.job_id}-{start}-{rank}" for rank in range(job.num_tasks)]
+
+
+def _await(files: list[Path]) -> None:
+    """A requeue kills the other ranks, and would orphan the processes that these have not ended yet."""
+    until = time.monotonic() + WAIT_FOR_OTHERS_S
+    while not all(file.exists() for file in files) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _job_state() -> tuple[str, bool]:
