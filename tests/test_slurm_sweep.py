@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from slurm_cluster import MARKS, ROOT, Study, eventually, what_was_computed
 
 from flash_grpo import checkpoint, run
@@ -114,18 +115,43 @@ def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
     assert one.slurm("sacct", "-nXP", "-j", job, "-o", "State").strip() == "FAILED"
 
 
-def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_path):
-    """The code and the configuration of every start are those of the submission."""
+MINE = """
+from dataclasses import dataclass
+import torch
+import helper
+
+@dataclass(frozen=True)
+class EarlySteps:
+    count: int
+    def check(self, num_steps):
+        pass
+    def __call__(self, batch, num_steps, seed):
+        return (torch.arange(num_steps) < self.count).repeat(len(batch), 1)
+"""
+
+
+def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_path, monkeypatch):
+    """The code, a method of the user's own included, and the configuration of every start are those of the submission."""
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
     subprocess.run(["cp", "-r", *(ROOT / name for name in ("flash_grpo", "hydra_plugins")), tree], check=True)
+    (tree / "mine.py").write_text(MINE)
+    (tree / "helper.py").touch()
+    own = ("method=full", "method.plan._target_=mine.EarlySteps", "~method.plan.skip_last", "+method.plan.count=3")
     held = "+hydra.launcher.additional_parameters.hold=true"
-    one = study("seed=5", "budget.iterations=2", "detach=true", held, tree=tree)
-    assert one.launcher.wait(60) == 0
-    (tree / "flash_grpo/trainer.py").write_text("raise RuntimeError('edited')\n")
-    (tree / "flash_grpo/conf/method/flash.yaml").write_text("edited: true\n")
+    rate = "optim.optimizer.lr=${oc.decode:${oc.env:RATE}}"
+    monkeypatch.setitem(cluster, "RATE", "3e-5")
+    one = study("seed=5", "budget.iterations=2", "detach=true", held, rate, *own, tree=tree)
+    assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
+    resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
+    assert (resolved.optim.optimizer.lr, resolved.run_name) == (3e-5, "seed5")
+    for name in ("flash_grpo/trainer.py", "mine.py", "helper.py"):
+        (tree / name).write_text("raise RuntimeError('edited')\n")
+    (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
     one.slurm("scontrol", "release", one.job("seed5"))
     one.until("seed5", "complete")
+    steps = [record["steps"] for record in read_records(one.directory("seed5")) if record["kind"] == "iteration"]
+    assert all(sum(share > 0 for share in step_T) == 3 for step_T in steps)
     copied = Path(one.lines()[0]["code"])
     assert json.loads((copied / "git.json").read_text())["commit"]
 

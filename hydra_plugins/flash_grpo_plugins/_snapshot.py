@@ -3,13 +3,16 @@
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 PLUGINS = Path(__file__).parent
 KEPT = ("flash_grpo", "hydra_plugins/flash_grpo_plugins")
+NOT_CODE = shutil.ignore_patterns("__pycache__", ".git", ".venv")
 
 
 def snapshot(folder: Path) -> Path:
@@ -18,7 +21,12 @@ def snapshot(folder: Path) -> Path:
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     package = Path(importlib.util.find_spec("flash_grpo").origin).parent
     for source, name in zip((package, PLUGINS), KEPT, strict=True):
-        shutil.copytree(source, aside / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, aside / name, ignore=NOT_CODE)
+    for source in _own_modules():
+        if source.is_dir():
+            shutil.copytree(source, aside / source.name, ignore=NOT_CODE)
+        else:
+            shutil.copy2(source, aside / source.name)
     final = folder / _digest(aside)
     if final.exists():
         shutil.rmtree(aside)
@@ -27,6 +35,20 @@ def snapshot(folder: Path) -> Path:
         aside.chmod(0o755)
         aside.rename(final)
     return final.absolute()
+
+
+def _own_modules() -> list[Path]:
+    """Files and folders of the user's modules that the sweep's rehearsal has imported: those beside train.py, in the
+    working directory or on PYTHONPATH. What is installed is not copied."""
+    places = [sys.path[0], os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    roots = {Path(place).absolute() for place in places if place and not place.endswith("-packages")}
+    files = [
+        Path(module.__file__).absolute()
+        for name, module in list(sys.modules.items())
+        if "." not in name and name not in ("__main__", "flash_grpo") and getattr(module, "__file__", None)
+    ]
+    modules = {file.parent if file.stem == "__init__" else file for file in files}
+    return sorted(module for module in modules if module.parent in roots)
 
 
 def _digest(folder: Path) -> str:

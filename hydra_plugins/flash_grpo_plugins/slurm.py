@@ -23,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_method
+from omegaconf import OmegaConf
 
 from flash_grpo import slurm
 from flash_grpo.standing import ALIVE, standings
@@ -78,6 +79,8 @@ class ResumableSlurmLauncher(SlurmLauncher):
         study = Path(self.config.hydra.sweep.dir)
         self._refuse_those_under_way(study.parent, runs)
         code = snapshot(study / "code")
+        for run in runs:
+            _resolve(run, study / "config")
         jobs = self._submit(study, runs, code)
         write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
         log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(runs), _short(jobs), study.parent)
@@ -177,6 +180,18 @@ def _minutes(limit: str) -> float:
     days, _, clock = limit.rpartition("-")
     seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
     return int(days or 0) * 1440 + seconds / 60
+
+
+def _resolve(run: Run, folder: Path) -> None:
+    """Nothing of the configuration is left to be found out on a node; a copy to read goes to `folder`/RUN.yaml."""
+    keys = [key for key in run.cfg if key != "hydra" and not OmegaConf.is_missing(run.cfg, key)]
+    for key in keys:
+        if OmegaConf.is_config(part := run.cfg[key]):
+            OmegaConf.resolve(part)
+        else:
+            run.cfg[key] = part
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{run.name}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.masked_copy(run.cfg, keys)))
 
 
 def _python(code: Path) -> str:
