@@ -1,78 +1,120 @@
-"""`python -m flash_grpo.bench model=wan21_1p3b`: one denoising step, one decoding and one update at the real shape, as JSON.
+"""`python -m flash_grpo.bench model=wan21_1p3b`: a rollout, its decoding, a reward and its update at the real shape, as JSON.
 
-Random weights of the configured architecture, so no file is needed; the reward is a stub. TFLOP/s count the model's own
-FLOPs (a backward is two forwards), not those that gradient checkpointing computes again.
+The trainer's own rollout and update, with random weights of the configured architecture, so no file is needed; the reward is
+a stub. TFLOP/s count the model's own FLOPs (a backward is two forwards), not those that gradient checkpointing computes again.
+What does not fit the time at hand: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
 """
 
+import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo import cli
-from flash_grpo.rewards.brightness import brightness
+from flash_grpo.distributed import Ranks
+from flash_grpo.rollout import denoise, initial_noise, sde_noise
 
-TEXT = "a red cat runs through the snow"
+LINUX = Path("/proc/self")
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:
     """Seconds, peak memory and TFLOP/s of each phase; medians over `bench.repeats` after one that is not counted."""
-    from flash_grpo.run import build, device
+    from flash_grpo.run import device, prepare_trainer
 
-    where = torch.device(device(cfg))
-    torch.set_num_threads(cfg.threads)
-    lora = cfg.optim.lora or cli.composed(["optim=lora"]).optim.lora
-    policy = build(cfg.model, "model", device=where, weights="random", lora=lora)
-    batch, steps = cfg.bench.batch, cfg.schedule.num_steps
-    x = torch.randn(batch, *policy.latent_shape, device=where)
-    timestep, condition = torch.full((batch,), 900), policy.encode([TEXT] * batch)
-    video = policy.decode(x)
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-4)
+    trainer = prepare_trainer(_without_files(cfg), Ranks(device(cfg)))
+    policy, schedule, where = trainer.policy, trainer.schedule, trainer.ranks.device
+    text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
+    batch = trainer.layout.batch(1, text_P, trainer.ranks.rank).split(cfg.bench.batch)[0]
+    condition_BMD = policy.encode(batch.text)
+    noise_BCFHW = initial_noise(batch, policy.latent_shape, trainer.seed, trainer.method.initial_noise).to(where)
+    mask_BT, draw = trainer.method.plan(batch, len(schedule), trainer.seed), sde_noise(batch, policy.latent_shape, 0)
+
+    def rollout() -> tuple:
+        return denoise(policy, condition_BMD, noise_BCFHW, schedule, mask_BT, draw)
+
+    latent_BCFHW, transitions = rollout()
+    video_BFHWC, one_N = policy.decode(latent_BCFHW), torch.ones(len(transitions))
 
     def update() -> None:
-        policy.velocity(x, timestep, condition).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        list(trainer.backward(transitions, condition_BMD, one_N, one_N, len(transitions)))
+        trainer.apply_gradients()
 
-    forward = batch * policy.evaluations_per_velocity * policy.flops_per_forward
+    velocity = policy.evaluations_per_velocity * policy.flops_per_forward
     phases = {
-        "denoising_step": (torch.no_grad()(lambda: policy.velocity(x, timestep, condition)), forward),
-        "decode": (lambda: policy.decode(x), None),
-        "reward": (lambda: brightness(video, (TEXT,) * batch), None),
-        "update": (update, 3 * forward),
+        "rollout": (rollout, len(batch) * len(schedule) * velocity),
+        "decode": (lambda: policy.decode(latent_BCFHW), None),
+        "reward": (lambda: trainer.reward(video_BFHWC, batch.text), None),
+        "update": (update, 3 * len(transitions) * velocity),
     }
     measured = {name: _phase(run, flops, where, cfg.bench.repeats) for name, (run, flops) in phases.items()}
     return {
         "model": cfg.model.path,
         "weights": "random",
-        "shape": {"frames": cfg.model.frames, "height": cfg.model.height, "width": cfg.model.width, "batch": batch},
+        "method": trainer.method.name,
+        "shape": {
+            "frames": cfg.model.frames,
+            "height": cfg.model.height,
+            "width": cfg.model.width,
+            "batch": len(batch),
+        },
         "latent": list(policy.latent_shape),
+        "steps": len(schedule),
+        "transitions": len(transitions),
         "parameters": sum(one.numel() for one in policy.transformer.parameters() if not one.requires_grad),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
-        "tflop_per_forward": round(policy.flops_per_forward / 1e12, 4),
+        "tflop_per_forward": _digits(policy.flops_per_forward / 1e12),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "dtype": cfg.model.dtype,
         "torch": torch.__version__,
         "phases": measured,
-        "rollout_seconds": round(steps * measured["denoising_step"]["seconds"] + measured["decode"]["seconds"], 4),
-        "rollout_steps": steps,
     }
+
+
+def _without_files(cfg: DictConfig) -> DictConfig:
+    """The same run on random weights, with LoRA, and with nothing that would have to be fetched."""
+    chosen = copy.deepcopy(cfg)
+    OmegaConf.set_struct(chosen, False)
+    stubs = cli.composed(["optim=lora", "reward=brightness", "prompts=shapes"])
+    chosen.reward, chosen.prompts = stubs.reward, stubs.prompts
+    if not chosen.optim.lora:
+        chosen.optim = stubs.optim
+    chosen.model.weights = "random"
+    chosen.rollout.batch = chosen.training.batch = cfg.bench.batch
+    return chosen
 
 
 def _phase(run: Callable[[], object], flops: float | None, where: torch.device, repeats: int) -> dict[str, Any]:
     gpu = where.type == "cuda"
     run()
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
+    _forget_peak(gpu)
     seconds = median(_seconds(run, gpu) for _ in range(repeats))
     return {
-        "seconds": round(seconds, 5),
-        "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 3) if gpu else None,
-        "tflop_per_second": round(flops / seconds / 1e12, 4) if flops else None,
+        "seconds": _digits(seconds),
+        "peak_gigabytes": _peak_gigabytes(gpu),
+        "tflop_per_second": _digits(flops / seconds / 1e12) if flops else None,
     }
+
+
+def _forget_peak(gpu: bool) -> None:
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    elif LINUX.is_dir():
+        (LINUX / "clear_refs").write_text("5")  # see proc(5): the peak begins anew
+
+
+def _peak_gigabytes(gpu: bool) -> float | None:
+    """Of tensors on the GPU; on a CPU of the whole process, where the system tells."""
+    if gpu:
+        return _digits(torch.cuda.max_memory_allocated() / 1e9)
+    if not LINUX.is_dir():
+        return None
+    told = dict(line.split(":", 1) for line in (LINUX / "status").read_text().splitlines())
+    return _digits(int(told["VmHWM"].split()[0]) * 1024 / 1e9)
 
 
 def _seconds(run: Callable[[], object], gpu: bool) -> float:
@@ -83,3 +125,7 @@ def _seconds(run: Callable[[], object], gpu: bool) -> float:
     if gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")

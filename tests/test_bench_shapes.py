@@ -3,29 +3,30 @@
 import json
 
 import pytest
+from hydra import initialize_config_dir
 
-from flash_grpo import bench_shapes
+from flash_grpo import bench_shapes, cli
 
 
 def test_every_phase_is_measured_with_random_weights(config):
     cfg = config(
         "model=wan21_1p3b",
-        "optim=lora",
         "model.architecture={num_attention_heads: 2, attention_head_dim: 24, ffn_dim: 32, num_layers: 1}",
         "model.frames=1",
-        "model.height=16",
-        "model.width=16",
+        "model.height=64",
+        "model.width=64",
         "model.max_text_tokens=4",
         "bench.repeats=1",
     )
-    measured = json.loads(json.dumps(bench_shapes.measure(cfg)))
-    assert list(measured["phases"]) == ["denoising_step", "decode", "reward", "update"]
-    assert all(phase["seconds"] > 0 for phase in measured["phases"].values())
-    assert measured["phases"]["denoising_step"]["tflop_per_second"] > 0
-    assert measured["phases"]["decode"]["tflop_per_second"] is None
-    assert measured["rollout_seconds"] == pytest.approx(
-        measured["rollout_steps"] * measured["phases"]["denoising_step"]["seconds"]
-        + measured["phases"]["decode"]["seconds"],
-        abs=1e-3,
-    )
+    with initialize_config_dir(cli.CONF, version_base="1.3"):  # as inside the command
+        measured = json.loads(json.dumps(bench_shapes.measure(cfg)))
+    phases = measured["phases"]
+    assert list(phases) == ["rollout", "decode", "reward", "update"]
+    assert all(phase["seconds"] > 0 and phase["peak_gigabytes"] > 0.1 for phase in phases.values())
+    assert phases["decode"]["tflop_per_second"] is None
+    assert (measured["steps"], measured["transitions"], measured["method"]) == (11, 1, "flash")
+    forwards = {"rollout": 2 * 11, "update": 2 * 3}  # guidance; a backward is two forwards
+    for name, count in forwards.items():
+        tflop = phases[name]["seconds"] * phases[name]["tflop_per_second"]
+        assert tflop == pytest.approx(count * measured["tflop_per_forward"], rel=0.1)
     assert measured["weights"] == "random" and measured["dtype"] == "bfloat16"

@@ -139,12 +139,12 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     (tree / "helper.py").touch()
     own = ("method=full", "method.plan._target_=mine.EarlySteps", "~method.plan.skip_last", "+method.plan.count=3")
     held = "+hydra.launcher.additional_parameters.hold=true"
-    rate = "optim.optimizer.lr=${oc.decode:${oc.env:RATE}}"
-    monkeypatch.setitem(cluster, "RATE", "3e-5")
-    one = study("seed=5", "budget.iterations=2", "detach=true", held, rate, *own, tree=tree)
+    cache = "+model.embedding_cache=${oc.env:CACHE}"
+    monkeypatch.setitem(cluster, "CACHE", str(tmp_path / "text"))
+    one = study("seed=5", "budget.iterations=2", "detach=true", held, cache, *own, tree=tree)
     assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
     resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
-    assert (resolved.optim.optimizer.lr, resolved.run_name) == (3e-5, "seed5")
+    assert (resolved.model.embedding_cache, resolved.run_name) == (str(tmp_path / "text"), "seed5")
     for name in ("flash_grpo/trainer.py", "mine.py", "helper.py"):
         (tree / name).write_text("raise RuntimeError('edited')\n")
     (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
