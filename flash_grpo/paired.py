@@ -1,6 +1,6 @@
-"""`python -m flash_grpo.evaluate RUN`: a run's checkpoint against its base model, paired, on the held-out prompts.
+"""`python -m flash_grpo.evaluate RUN`: a run's checkpoints against its base model, paired, on the held-out prompts.
 
-Makes the videos of both from the same noise, writes them under VBench's names to RUN/evaluation/{base,000120}/, with
+Makes the videos of each from the same noise, writes them under VBench's names to RUN/evaluation/{base,000120}/, with
 manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (means, standard errors, paired differences of
 the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write the same.
 
@@ -88,17 +88,19 @@ class _Kept:
 
 
 def _result(told: dict[str, Evaluated]) -> dict[str, Any]:
-    names = list(told)
+    """Each by name; under `paired`, by name, what every other one gained over the first."""
     result: dict[str, Any] = {
         name: {"reward_mean": one.mean, "reward_sem": one.sem, "parts": one.parts, "prompt_rewards": one.prompt_rewards}
         for name, one in told.items()
     }
-    if len(names) == 2:
-        before, after = told.values()
-        parts = {name: _gain(value_PK, after.part_PK[name]) for name, value_PK in before.part_PK.items()}
-        gain = _gain(before.reward_PK, after.reward_PK)
-        result["paired"] = {"of": names, **gain, "n": len(before.texts), "parts": parts}
-    return result
+    before, *others = told
+    paired = {name: _compared(told[before], told[name]) for name in others}
+    return result | ({"paired": paired} if paired else {})
+
+
+def _compared(before: Evaluated, after: Evaluated) -> dict[str, Any]:
+    parts = {name: _gain(value_PK, after.part_PK[name]) for name, value_PK in before.part_PK.items()}
+    return {**_gain(before.reward_PK, after.reward_PK), "n": len(before.texts), "parts": parts}
 
 
 def _gain(before_PK: torch.Tensor, after_PK: torch.Tensor) -> dict[str, float | None]:
@@ -108,16 +110,19 @@ def _gain(before_PK: torch.Tensor, after_PK: torch.Tensor) -> dict[str, float | 
 
 
 def _table(result: dict[str, Any]) -> str:
-    """A line for the reward and for each of its parts: the means, and after two evaluations the paired gain."""
+    """A line for the reward and for each of its parts: the means and, behind each but the first, its paired gain."""
     evaluated = {name: one for name, one in result.items() if name != "paired"}
-    paired = result.get("paired")
-    lines = [["", *evaluated, *(["gain"] if paired else [])]]
+    paired = result.get("paired", {})
+    lines = [["", *(head for name in evaluated for head in [name, *["gain"] * (name in paired)])]]
     for part in (None, *next(iter(evaluated.values()))["parts"]):
-        means = [one["reward_mean"] if part is None else one["parts"][part] for one in evaluated.values()]
-        gain = paired and (paired if part is None else paired["parts"][part])
-        lines.append([part or "reward", *(f"{mean:.3f}" for mean in means), *([_signed(gain)] if gain else [])])
+        line = [part or "reward"]
+        for name, one in evaluated.items():
+            line.append(f"{one['reward_mean'] if part is None else one['parts'][part]:.3f}")
+            if name in paired:
+                line.append(_signed(paired[name] if part is None else paired[name]["parts"][part]))
+        lines.append(line)
     if paired:
-        lines.append([f"gain: paired over {paired['n']} prompts, ± standard error"])
+        lines.append([f"gain: paired over {next(iter(paired.values()))['n']} prompts, ± standard error"])
     return "\n".join("  ".join(f"{cell:<12}" for cell in line).rstrip() for line in lines)
 
 
@@ -130,10 +135,11 @@ def _asked(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, An
     if args.run == BASE:
         cfg = cli.composed_outside(args.overrides)
         return cfg, {"base": None}, args.output or Path(str(cfg.runs_root), str(cfg.study), "base")
-    manifest, state = known_run(Path(args.run)), saved_state(Path(args.run), args.iteration)
+    manifest = known_run(Path(args.run))
+    states = [saved_state(Path(args.run), iteration) for iteration in args.iteration or [None]]
     cfg = OmegaConf.merge(manifest.config, OmegaConf.from_dotlist(args.overrides))
-    name = f"{state['progress']['iteration']:06d}"
-    return cfg, {"base": None, name: state}, args.output or Path(args.run) / "evaluation"
+    named = {f"{state['progress']['iteration']:06d}": state for state in states}
+    return cfg, {"base": None, **named}, args.output or Path(args.run) / "evaluation"
 
 
 def _with_rewards(cfg: DictConfig, names: list[str]) -> DictConfig:
@@ -160,7 +166,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", help=f"a run's directory, or {BASE}")
     parser.add_argument("overrides", nargs="*", help="key=value, over the run's own configuration")
     parser.add_argument("--reward", action="append", default=[], help="an option of the reward group; may be repeated")
-    parser.add_argument("--iteration", type=int, help="of a checkpoint that is kept; default: the newest")
+    parser.add_argument(
+        "--iteration",
+        type=int,
+        action="append",
+        help="of a checkpoint that is kept; may be repeated; default: the newest",
+    )
     parser.add_argument("--output", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--vbench", type=Path, help="VBench's *_eval_results.json, to be read back; makes no video")
     args = parser.parse_intermixed_args(argv)

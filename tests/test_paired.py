@@ -62,8 +62,8 @@ def _manifest(output: Path, name: str) -> list[dict]:
 
 def test_several_rewards_at_once_are_paired_one_by_one(alone):
     told, lines = _told(alone), {name: _manifest(alone, name) for name in ("base", "000002")}
-    assert list(told["paired"]["parts"]) == ["colour", "motion", "smoothness", "brightness", "shapes"]
-    for part, gain in told["paired"]["parts"].items():
+    assert list(told["paired"]["000002"]["parts"]) == ["colour", "motion", "smoothness", "brightness", "shapes"]
+    for part, gain in told["paired"]["000002"]["parts"].items():
         before, after = ([line["parts"][part] for line in lines[name]] for name in lines)
         gains = [
             (b - a + d - c) / 2 for a, c, b, d in zip(before[::2], before[1::2], after[::2], after[1::2], strict=True)
@@ -71,8 +71,10 @@ def test_several_rewards_at_once_are_paired_one_by_one(alone):
         mean = sum(gains) / 3
         sem = (sum((one - mean) ** 2 for one in gains) / 2 / 3) ** 0.5
         assert (gain["mean"], gain["sem"]) == (pytest.approx(mean, abs=1e-5), pytest.approx(sem, abs=1e-5))
-    total = told["paired"]["parts"]["shapes"]["mean"] + told["paired"]["parts"]["brightness"]["mean"]
-    assert told["paired"]["mean"] == pytest.approx(total, abs=1e-5) and told["paired"]["mean"] != 0
+    total = (
+        told["paired"]["000002"]["parts"]["shapes"]["mean"] + told["paired"]["000002"]["parts"]["brightness"]["mean"]
+    )
+    assert told["paired"]["000002"]["mean"] == pytest.approx(total, abs=1e-5) and told["paired"]["000002"]["mean"] != 0
 
 
 def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
@@ -85,12 +87,22 @@ def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
     assert all(" ± " in line for line in lines[:6])
 
 
+def test_several_checkpoints_are_paired_with_the_base_each(finished, tmp_path, capsys):
+    main([str(finished), "--iteration", "0", "--iteration", "2", "--output", str(tmp_path)])
+    head, reward, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["base", "000000", "gain", "000002", "gain"]
+    paired = _told(tmp_path)["paired"]
+    assert list(paired) == ["000000", "000002"]
+    assert paired["000000"]["mean"] == 0 != paired["000002"]["mean"]
+    assert f"{paired['000002']['mean']:+.3f}" in reward
+
+
 def test_one_prompt_has_a_gain_and_no_standard_error(prompts, tmp_path, config, capsys):
     cfg = config(*prompts(1), f"runs_root={tmp_path}", "rollout.layout.num_prompts=1")
     main([str(run.run(cfg, cfg.run_name)), "--output", str(tmp_path / "out")])
     text = (tmp_path / "out" / "evaluation.json").read_text()
     told = json.loads(text)
-    assert "NaN" not in text and told["paired"]["sem"] is None and told["paired"]["n"] == 1
+    assert "NaN" not in text and told["paired"]["000002"]["sem"] is None and told["paired"]["000002"]["n"] == 1
     assert told["base"]["reward_sem"] is None
     printed = capsys.readouterr().out
     assert "nan" not in printed and "± 0" not in printed
@@ -108,7 +120,7 @@ def test_two_ranks_evaluate_as_one_does(finished, alone, tmp_path):
         assert [path.name for path in (tmp_path / name).glob("*.jsonl")] == ["manifest.jsonl"]
         order = [[(line["prompt"], line["index"]) for line in _manifest(at, name)] for at in (alone, tmp_path)]
         assert order[0] == order[1] == [(text, index) for text in CAPTIONS for index in (0, 1)]
-    assert theirs["paired"]["mean"] == pytest.approx(ours["paired"]["mean"], abs=3e-4)
+    assert theirs["paired"]["000002"]["mean"] == pytest.approx(ours["paired"]["000002"]["mean"], abs=3e-4)
 
 
 def test_a_rank_without_videos_takes_part(prompts, tmp_path):

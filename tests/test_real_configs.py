@@ -11,7 +11,9 @@ from flash_grpo import cli
 from flash_grpo.prompts import Layout
 from flash_grpo.run import ConfigError, build
 
-SWEEPS = {"table1_1p3b": 8, "table1_14b": 96, "fig4": 8, "fig5": 8, "ablation_1p3b": 8}
+# each on one node, or on twelve
+SWEEPS = [(name, nodes * 8) for name in ("table1_1p3b", "fig4", "fig5", "ablation_1p3b") for nodes in (1, 12)]
+SWEEPS += [("table1_14b", 96)]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -20,7 +22,7 @@ def _composed(*overrides):
         return compose("config", overrides=list(overrides))
 
 
-@pytest.mark.parametrize(("sweep", "world_size"), SWEEPS.items())
+@pytest.mark.parametrize(("sweep", "world_size"), SWEEPS)
 def test_a_sweep_composes_and_plans(sweep, world_size, capsys):
     swept = OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").hydra.sweeper.params
     for ablation in swept.ablations.split(","):

@@ -134,9 +134,9 @@ def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):
 def test_evaluate_pairs_a_checkpoint_with_its_base(finished, tmp_path, capsys):
     evaluate_main([str(finished), "--output", str(tmp_path), "evaluation.sampler.noises_per_prompt=2"])
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(result) == ["base", "000002", "paired"] and result["paired"]["n"] == 2
+    assert list(result) == ["base", "000002", "paired"] and result["paired"]["000002"]["n"] == 2
     gain = result["000002"]["reward_mean"] - result["base"]["reward_mean"]
-    assert result["paired"]["mean"] == pytest.approx(gain, abs=1e-6)
+    assert result["paired"]["000002"]["mean"] == pytest.approx(gain, abs=1e-6)
     lines = [json.loads(line) for line in (tmp_path / "000002" / "manifest.jsonl").read_text().splitlines()]
     assert [(line["prompt"], line["index"]) for line in lines] == [
         (text, index) for text in wan_pipeline.SENTENCES[2:] for index in (0, 1)
