@@ -1,9 +1,12 @@
 """Ranks: Accelerate forms the group, whoever started the processes; alone, every collective is the identity."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(minutes=30)  # of a collective: one rank may wait for a lock, a file system or a slow load
 
 
 class Ranks:
@@ -12,7 +15,7 @@ class Ranks:
     def __init__(self, device: str = "cpu"):
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
 
     @property
