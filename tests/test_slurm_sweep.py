@@ -95,6 +95,21 @@ def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
     assert len(logs) == 4
 
 
+def test_a_group_over_two_nodes_that_is_preempted_ends_as_one_that_is_not(study):
+    asked = ("budget.iterations=30", "seed=8", "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
+    whole, preempted = (study(*asked, name=name) for name in ("whole", "preempted"))
+    preempted.until_iteration("preempted", 5)
+    preempted.slurm("scancel", "--signal=USR2", preempted.job("preempted"))
+    for one in (whole, preempted):
+        output, _ = one.launcher.communicate(timeout=200)
+        assert one.launcher.returncode == 0, output
+    first, second = (one.directory(name) for one, name in ((whole, "whole"), (preempted, "preempted")))
+    assert [len(read_manifest(directory).starts) for directory in (first, second)] == [1, 2]
+    assert what_was_computed(first) == what_was_computed(second)
+    theirs, ours = _weights(first), _weights(second)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def in_its_imports(one: Study, run: str, restarts: int) -> bool:
     """Whether Python has begun after so many restarts; it then needs seconds to import what the trainer needs."""
     log = Path(one.lines()[-1]["folder"]) / f"{one.job(run)}_0_log.out"
