@@ -16,6 +16,8 @@ from flash_grpo.slurm import Answer, Queued, Start
 ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending")
 OVER = ("complete", "failed", "cancelled", "interrupted", "unfinished", "unknown")
 
+OTHERS = {"SUSPENDED": "suspended", "STOPPED": "suspended"}
+OTHERS |= dict.fromkeys(("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"), "waiting")
 WAITS = {
     "None": "Slurm has not looked at it yet",
     "Resources": "no free nodes",
@@ -151,8 +153,10 @@ def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> 
         return "requeued" if past else "waiting", before + _waits_for(queued)
     if queued.state == "COMPLETING":
         return "ending", ""
-    if queued.state != "RUNNING":
-        return queued.state.lower(), ""
+    if (
+        queued.state != "RUNNING"
+    ):  # whatever Slurm lists lives: a state that is not known here must not be submitted again
+        return OTHERS.get(queued.state, "starting"), queued.state
     if not manifest or not _is_of_this_start(manifest, queued):
         return "starting", f"since {queued.begin[-8:]}"
     if manifest.status != "running":

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
 WAIT_FOR_THE_KILL_S = 600
 WAIT_FOR_OTHERS_S = 10
+SCONTROL_TRIES = 5
 
 
 def run_here(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
@@ -139,9 +140,19 @@ def _await(files: list[Path]) -> None:
 def _job_state() -> tuple[str, bool]:
     """RUNNING with USR2: a time limit's warning, or a preemption's. RUNNING, preempted: SIGTERM was a preemption.
     RUNNING with SIGTERM alone: another rank has failed. Anything else: cancelled, or Slurm starts it again itself."""
-    shown = subprocess.run(["scontrol", "-o", "show", "job", _job()], capture_output=True, text=True).stdout
+    shown = _scontrol("-o", "show", "job", _job()).stdout
     fields = dict(re.findall(r"(\w+)=(\S+)", shown))
     return fields.get("JobState", "UNKNOWN"), fields.get("PreemptTime", "None") not in ("None", "N/A")
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess:
+    """Asks a controller that is busy, as in a preemption of many jobs, a few times."""
+    for _ in range(SCONTROL_TRIES):
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+        time.sleep(1)
+    return done
 
 
 def _job() -> str:
@@ -151,7 +162,7 @@ def _job() -> str:
 
 
 def _requeue() -> None:
-    asked = subprocess.run(["scontrol", "requeue", _job()], capture_output=True, text=True)
+    asked = _scontrol("requeue", _job())
     if asked.returncode == 0:
         print("requeued", flush=True)
         os._exit(0)
