@@ -101,7 +101,7 @@ class Trainer:
             scores = asked.pop(index).get()
             self.meter.charge(scores.device_seconds)
             part = self.journal.done[f"rollouts/{index}"]
-            self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0])
+            self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0].clone())
             self.journal.done[f"scores/{index}"] = scores
         return not asked
 
