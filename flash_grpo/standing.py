@@ -153,9 +153,7 @@ def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> 
         return "requeued" if past else "waiting", before + _waits_for(queued)
     if queued.state == "COMPLETING":
         return "ending", ""
-    if (
-        queued.state != "RUNNING"
-    ):  # whatever Slurm lists lives: a state that is not known here must not be submitted again
+    if queued.state != "RUNNING":  # whatever the queue lists lives, and must not be submitted again
         return OTHERS.get(queued.state, "starting"), queued.state
     if not manifest or not _is_of_this_start(manifest, queued):
         return "starting", f"since {queued.begin[-8:]}"
