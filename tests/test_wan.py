@@ -9,7 +9,7 @@ import wan_pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from hydra.utils import instantiate
 
-from flash_grpo import keyed
+from flash_grpo import cli, keyed
 from flash_grpo.policies.lora import add_lora
 from flash_grpo.policies.wan import WanPolicy, forward_flops, random_transformer
 from flash_grpo.rollout import denoise, no_noise
@@ -215,8 +215,13 @@ def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
     assert sum(value.numel() for value in transformer.parameters() if value.requires_grad) == lora
 
 
-@pytest.mark.parametrize(("recipe", "steps"), [("wan21_1p3b", 20), ("wan21_14b", 12)])
-def test_the_recipes_steps_and_candidates(config, recipe, steps):
-    cfg = config(f"recipe={recipe}", f"schedule.num_steps={steps}")
-    assert len(instantiate(cfg.schedule)) == steps
-    instantiate(cfg.method).plan.check(steps)
+@pytest.mark.parametrize(("recipe", "steps", "last"), [("wan21_1p3b", 20, 9), ("wan21_14b", 12, 5)])
+def test_the_recipes_steps_and_candidates(recipe, steps, last):
+    """As a user composes them. Flash and Fast1 draw from the same first half of the steps."""
+    flash, window = (
+        cli.composed_outside([f"recipe={recipe}", f"ablations={name}"]) for name in ("none", "sliding_window")
+    )
+    assert len(instantiate(flash.schedule)) == steps
+    assert (flash.method.plan.first_step, flash.method.plan.last_step) == (0, last)
+    assert (window.method.plan.first_start, window.method.plan.last_start) == (0, last)
+    instantiate(flash.method).plan.check(steps)
