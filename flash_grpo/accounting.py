@@ -29,14 +29,17 @@ class Meter:
         self._forwards = self._backwards = 0
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        wall, device = time.perf_counter(), self._device_clock()
+    def phase(self, name: str, whole: bool = False) -> Iterator[None]:
+        """whole: what is given up in the middle, to be done again, does not count."""
+        wall, device, done = time.perf_counter(), self._device_clock(), False
         try:
             yield
+            done = True
         finally:
-            spent = self._device_clock() - device
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
-            self._device[EVALUATION if name == EVALUATION else "work"] += spent
+            if done or not whole:
+                spent = self._device_clock() - device
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
+                self._device[EVALUATION if name == EVALUATION else "work"] += spent
 
     def count(self, forwards: int = 0, backwards: int = 0) -> None:
         """Transformer evaluations of this rank, per sample."""

@@ -85,25 +85,29 @@ class Evaluation:
     def _scored(
         self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]], journal: Journal
     ) -> tuple[torch.Tensor | None, Scores | None]:
-        """The chunk's videos and their scores. A rank that has none left takes part in the others' steps, if it must."""
+        """The chunk's videos and their scores. A rank that has none left takes part in what the others do together."""
         if not chunk:
             if policy.forwards_together:
-                self._videos(policy, texts, [(0, 0)])
+                self._videos(policy, texts, [(0, 0)], journal)
+            else:
+                for _ in range(len(self.schedule)):
+                    journal.leave_if_asked()
             journal.wait(lambda: True)
             return None, None
-        video = self._videos(policy, texts, chunk)
+        video = self._videos(policy, texts, chunk, journal)
         asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk))
         journal.wait(asked.ready)
         return video, asked.get()
 
-    def _videos(self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]]) -> torch.Tensor:
+    def _videos(
+        self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]], journal: Journal
+    ) -> torch.Tensor:
         chosen = tuple(texts[prompt] for prompt, _ in chunk)
         noise = [keyed.normal(policy.latent_shape, self.seed, "evaluation", texts[p], index) for p, index in chunk]
         condition = policy.encode(chosen)
         mask_BT = torch.zeros(len(chunk), len(self.schedule), dtype=torch.bool)
-        latent, _ = denoise(
-            policy, condition, torch.stack(noise).to(condition.device), self.schedule, mask_BT, no_noise
-        )
+        x = torch.stack(noise).to(condition.device)
+        latent, _ = denoise(policy, condition, x, self.schedule, mask_BT, no_noise, journal.leave_if_asked)
         return policy.decode(latent)
 
 

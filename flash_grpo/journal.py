@@ -2,6 +2,7 @@
 
 An iteration of a large model takes minutes, longer than a preemption's grace time. All randomness is keyed, so a piece of
 work whose result is known need not be done again: a run that leaves loses at most the piece under way, one micro-batch.
+A micro-batch of rollouts may itself take longer than the grace time, so it is given up between two denoising steps.
 """
 
 import time

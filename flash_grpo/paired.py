@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo import cli
-from flash_grpo.distributed import Ranks
+from flash_grpo.distributed import Ranks, end_at_once
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, standard_error
 from flash_grpo.export import known_run, saved_state
@@ -56,6 +56,8 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
         write_atomically(output / "evaluation.json", json.dumps(result, indent=1) + "\n")
         print(_table(result))
         print(f"videos, manifest.jsonl and evaluation.json: {output}")
+    if ranks.world_size > 1:
+        end_at_once(0)
     return result
 
 

@@ -47,13 +47,15 @@ def denoise(
     schedule: FlowSchedule,
     sde_mask_BT: torch.Tensor,
     sde_noise: SdeNoise,
+    before_each_step: Callable[[], None] = lambda: None,
 ) -> tuple[torch.Tensor, Transitions]:
     """From noise to latents, and the transitions that the mask made stochastic, ordered by step, then by row.
 
-    DivergedError where the latents are not finite.
+    before_each_step: may raise to give the whole thing up. DivergedError where the latents are not finite.
     """
     x, kept = noise_BCFHW, []
     for step, timestep in enumerate(schedule.timestep_T):
+        before_each_step()
         v = policy.velocity(x, timestep.expand(len(x)), condition_BMD)
         x_next = ode_step(x, v, schedule.dt_T[step])
         rows = sde_mask_BT[:, step].nonzero().flatten()

@@ -82,7 +82,7 @@ class Trainer:
         """The batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
         chunks, asked = batch.split(self.rollout_batch), {}
         for index, chunk in enumerate(chunks):
-            with self.meter.phase("rollout"):
+            with self.meter.phase("rollout", whole=True):
                 part = self.journal.once(f"rollouts/{index}", partial(self.rollout_at_once, chunk))
             with self.meter.phase("reward"):
                 if f"scores/{index}" not in self.journal.done:
@@ -124,7 +124,9 @@ class Trainer:
         """The batch's rollouts from the given mask and noise."""
         condition_BMD = self.policy.encode(batch.text)
         noise_BCFHW = noise_BCFHW.to(condition_BMD.device)
-        latent_BCFHW, transitions = denoise(self.policy, condition_BMD, noise_BCFHW, self.schedule, mask_BT, draw)
+        latent_BCFHW, transitions = denoise(
+            self.policy, condition_BMD, noise_BCFHW, self.schedule, mask_BT, draw, self.journal.leave_if_asked
+        )
         self.meter.count(forwards=len(batch) * len(self.schedule) * self.policy.evaluations_per_velocity)
         return Rollouts(
             batch=batch,

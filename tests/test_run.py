@@ -20,6 +20,7 @@ from PIL import Image
 from flash_grpo import checkpoint, manifest, run
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
+from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.trainer import RewardError, Trainer
@@ -130,6 +131,29 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     assert len([name for name in names if name.startswith("000001+")]) >= (8 if chosen else 1)
     assert [path.name for path in checkpoint.complete(directory)][-1] == "000002"
     assert not list((directory / "checkpoints").glob("*+*"))
+
+
+@pytest.mark.parametrize("where", ["rollout", "evaluation"])
+def test_a_run_asked_to_stop_in_the_middle_of_a_video_gives_it_up_and_continues_bit_identically(
+    config, tmp_path, monkeypatch, uninterrupted, where
+):
+    velocity, steps = WanPolicy.velocity, []
+    first = {"evaluation": 1, "rollout": 4}[where]  # of 2 steps in the first evaluation and 5 in the first rollout
+
+    def hooked(self, *args):
+        steps.append(where)
+        if len(steps) == first:
+            signal.raise_signal(signal.SIGTERM)
+        return velocity(self, *args)
+
+    monkeypatch.setattr(WanPolicy, "velocity", hooked)
+    directory = tmp_path / "default/small"
+    with pytest.raises(run.Interrupted):
+        _start(config, tmp_path)
+    assert len(steps) == first
+    assert not list((directory / "checkpoints").glob("*+*"))  # nothing of it was done
+    _start(config, tmp_path)
+    _assert_identical(directory, uninterrupted)
 
 
 def _leave_after_one_piece(journal: Journal) -> None:
