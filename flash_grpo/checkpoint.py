@@ -85,20 +85,25 @@ def after_iterations(run_dir: Path) -> list[Path]:
     return [path for path in complete(run_dir) if path.name.isdigit()]
 
 
+def newest_name(run_dir: Path) -> str | None:
+    """Of the newest complete checkpoint, if there is one."""
+    return next((path.name for path in reversed(complete(run_dir))), None)
+
+
 def newest(run_dir: Path) -> dict[str, Any] | None:
     """The newest complete checkpoint's state, on the CPU, or None."""
-    found = complete(run_dir)
-    return _read(found[-1] / STATE) if found else None
+    name = newest_name(run_dir)
+    return load(run_dir, name) if name else None
 
 
-def of_this_rank(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
-    """What this rank had done when the newest checkpoint was saved, which was inside an iteration; on its device."""
-    return _read(complete(run_dir)[-1] / _of_rank(ranks.rank), ranks.device)
+def of_this_rank(run_dir: Path, name: str, ranks: Ranks) -> dict[str, Any]:
+    """What this rank had done when that checkpoint was saved, which was inside an iteration; on its device."""
+    return _read(run_dir / FOLDER / name / _of_rank(ranks.rank), ranks.device)
 
 
-def load(run_dir: Path, iteration: int) -> dict[str, Any]:
-    """That iteration's state, on the CPU."""
-    return _read(run_dir / FOLDER / f"{iteration:06d}" / STATE)
+def load(run_dir: Path, name: str) -> dict[str, Any]:
+    """That checkpoint's state, on the CPU."""
+    return _read(run_dir / FOLDER / name / STATE)
 
 
 def _of_rank(rank: int) -> str:

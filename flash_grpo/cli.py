@@ -2,7 +2,9 @@
 
 import difflib
 import hashlib
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,8 @@ def train(cfg: DictConfig) -> None:
     try:
         directory = run.run(cfg, cfg.run_name)
     except (RewardError, DriftError, DivergedError) as error:
+        if "SLURM_JOB_ID" in os.environ:  # into the rank's log
+            traceback.print_exc()
         sys.exit(f"stopped: {error}")
     except (run.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)

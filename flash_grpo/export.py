@@ -35,7 +35,7 @@ def saved_state(run_dir: Path, iteration: int | None) -> dict:
     if not there or (iteration is not None and iteration not in there):
         told = f"the iterations there are {there}" if there else "there is none"
         raise ValueError(f"{run_dir}: no checkpoint{f' of iteration {iteration}' if there else ''}; {told}")
-    return checkpoint.load(run_dir, there[-1] if iteration is None else iteration)
+    return checkpoint.load(run_dir, f"{there[-1] if iteration is None else iteration:06d}")
 
 
 def main(argv: list[str] | None = None) -> None:

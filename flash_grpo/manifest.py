@@ -99,12 +99,11 @@ def hardware(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def start(iteration: int, pieces: int) -> dict[str, Any]:
+def start(progress: dict[str, int]) -> dict[str, Any]:
     """One entry of `RunManifest.starts`."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "iteration": iteration,
-        "pieces": pieces,
+        **progress,
         "git": git_state(),
         "host": platform.node(),
         "pid": os.getpid(),
@@ -112,14 +111,24 @@ def start(iteration: int, pieces: int) -> dict[str, Any]:
     }
 
 
-def refuse_endless_restarts(starts: list[dict[str, Any]], iteration: int, pieces: int, limit: int) -> None:
-    """RuntimeError where Slurm has started this job `limit` times since it last completed a piece of its work.
+def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | None, limit: int) -> str:
+    """Why a job stops that Slurm has restarted `limit` times since one of its starts got further; empty if it has not.
 
-    pieces: micro-batches done, see `Journal`. A requeued job keeps its id, so a person's own restarts do not count.
+    progress: with what this start begins, see `RunManifest.starts`; None before that is known: then only the starts count
+    that did not get as far as to say. A requeued job keeps its id, so a person's own restarts do not count.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    of_job = [one["pieces"] for one in starts if job and one["slurm"].get("SLURM_JOB_ID") == job]
-    if len(of_job) >= limit and set(of_job[-limit:]) == {pieces}:
-        raise RuntimeError(
-            f"started {limit} times without completing a micro-batch after iteration {iteration}: giving up"
-        )
+    if (job := os.environ.get("SLURM_JOB_ID")) is None:
+        return ""
+    said = [one for one in starts if one["slurm"].get("SLURM_JOB_ID") == job]
+    got_further = [restart_of(one) for one in said if progress is None or not progress.items() <= one.items()]
+    idle = int(os.environ.get("SLURM_RESTART_COUNT", 0)) - 1 - max(got_further, default=-1)
+    if idle < limit:
+        return ""
+    if progress is None:
+        return f"started {idle} times without loading its checkpoint and model: giving up"
+    return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
+
+
+def restart_of(start: dict[str, Any]) -> int:
+    """How often its job had been restarted when one of `RunManifest.starts` began."""
+    return int(start["slurm"].get("SLURM_RESTART_COUNT", 0))

@@ -7,6 +7,7 @@ apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented
 import dataclasses
 import json
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,9 +119,10 @@ class RunManifest:
     schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
-    status: running, completed or failed; reason: one line when failed, or why it stopped.
+    status: running, completed or failed; reason: one line when failed, or why it stopped. traceback: of the exception that
+        it failed of, on whichever rank.
     starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
-      `journal`) done until then, git, Slurm ids, host, pid.
+      `journal`) done until then, reached (the last iteration that a start before it has recorded), git, Slurm ids, host, pid.
     bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
         waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (local time), seconds
         elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
@@ -143,6 +145,7 @@ class RunManifest:
     world_size: int
     status: str = "running"
     reason: str = ""
+    traceback: str = ""
     starts: list[dict[str, Any]] = field(default_factory=list)
     bill: dict[str, Any] | None = None
 
@@ -162,7 +165,7 @@ def _finite(value: Any) -> Any:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`; a reader, or a crash, sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     with open(aside, "w") as file:
         file.write(text)
         file.flush()
@@ -194,8 +197,14 @@ class RecordWriter:
         os.truncate(self.path, length)
 
     def append(self, record: Any) -> None:
-        with open(self.path, "a") as file:
-            file.write(as_json(record) + "\n")
+        """All of it or, on a full disk, nothing: the next one begins on a line of its own."""
+        length = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write(as_json(record) + "\n")
+        except OSError:
+            os.truncate(self.path, length)
+            raise
 
     @property
     def length(self) -> int:

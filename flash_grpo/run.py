@@ -1,14 +1,12 @@
 """One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
 
-import fcntl
 import logging
 import math
 import os
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -20,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flash_grpo import checkpoint, manifest, samples
 from flash_grpo.accounting import EVALUATION, Budget, Meter
+from flash_grpo.directory import RunDirectory
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
@@ -27,22 +26,11 @@ from flash_grpo.journal import Journal, Leave
 from flash_grpo.method import Method
 from flash_grpo.policies import Policy
 from flash_grpo.prompts import Layout, Prompts
-from flash_grpo.records import (
-    Cost,
-    EvalRecord,
-    FailureRecord,
-    IterationRecord,
-    RecordWriter,
-    RunManifest,
-    read_manifest,
-    read_records,
-    write_manifest,
-)
+from flash_grpo.records import Cost, EvalRecord, IterationRecord, read_manifest, read_records
 from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 from flash_grpo.types import FlowSchedule
 
 log = logging.getLogger(__name__)
-LOCK, LOCK_PATIENCE_S = ".lock", 600
 COUNTS = (
     "threads",
     "rollout.batch",
@@ -67,20 +55,20 @@ class Interrupted(Exception):
 class Run:
     """A trainer with its directory, its budget and its place in it."""
 
-    directory: Path
-    lock: TextIO | None
+    place: RunDirectory
     trainer: Trainer
     evaluation: Evaluation
     budget: Budget
-    manifest: RunManifest
     evaluate_every: float
     checkpoint_every: int
     checkpoint_keep: int
-    max_idle_starts: int
     iteration: int = 0
     evaluated: int = -1
     evaluating: bool = False
-    _records: RecordWriter | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.place.path
 
     def to_the_end(self, stop: "StopRequest") -> None:
         """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
@@ -157,7 +145,7 @@ class Run:
 
     def _write(self, record: Any) -> None:
         if self.trainer.ranks.is_main:
-            self._records.append(record)
+            self.place.records.append(record)
 
     def _save(self) -> None:
         if self.trainer.ranks.is_main:
@@ -193,12 +181,14 @@ class Run:
                 "optimizer_steps": trainer.optimizer_steps,
                 "cost": vars(trainer.meter.cost),
                 "evaluation_seconds": trainer.meter.evaluation_seconds,
-                "records_length": self._records.length,
+                "records_length": self.place.records.length,
             },
         }
 
     def _resume(self) -> None:
-        state, trainer = checkpoint.newest(self.directory), self.trainer
+        trainer = self.trainer
+        found = trainer.ranks.from_main(checkpoint.newest_name(self.directory))
+        state = checkpoint.load(self.directory, found) if found else None
         if state:
             trainer.ema.load(state["parameters"])
             trainer.ema.shadow = {name: value.to(trainer.ranks.device) for name, value in state["ema"].items()}
@@ -210,47 +200,29 @@ class Run:
             trainer.meter.cost = Cost(**progress["cost"])
             trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
             if progress["inside_on_ranks"]:
-                self._resume_inside(progress["inside_on_ranks"])
+                self._resume_inside(found, progress["inside_on_ranks"])
             log.info("continuing %s %s", self.directory, self._where())
-        if trainer.ranks.is_main:
-            self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
-        pieces = trainer.journal.pieces
-        manifest.refuse_endless_restarts(self.manifest.starts, self.iteration, pieces, self.max_idle_starts)
-        if trainer.ranks.is_main:
-            self.manifest.starts.append(manifest.start(self.iteration, pieces))
-            self.manifest.status, self.manifest.reason = "running", ""
-            write_manifest(self.directory, self.manifest)
+        length = state["progress"]["records_length"] if state else 0
+        self.place.begin(self.iteration, trainer.journal.pieces, length)
 
-    def _resume_inside(self, world_size: int) -> None:
+    def _resume_inside(self, found: str, world_size: int) -> None:
         trainer = self.trainer
         if world_size != trainer.ranks.world_size:
             raise ConfigError(
                 f"{self.directory} was left in the middle of an iteration by {world_size} ranks, and only as many can go on "
                 f"there; these are {trainer.ranks.world_size}. Or delete its newest checkpoint, the one with a +"
             )
-        mine = checkpoint.of_this_rank(self.directory, trainer.ranks)
+        mine = checkpoint.of_this_rank(self.directory, found, trainer.ranks)
         trainer.journal.done = mine["done"]
         trainer.meter.resume(mine["unsettled"])
         for name, value in trainer.policy.trainable().items():
             value.grad = mine["gradients"][name]
 
-    def finish(self, status: str, reason: str = "") -> None:
-        if self.trainer.ranks.is_main:
-            self.manifest.status, self.manifest.reason = status, reason
-            write_manifest(self.directory, self.manifest)
-
-    def fail(self, error: BaseException) -> None:
-        """The checkpoints stay; the records say at which iteration it ended and why."""
-        reason = f"{type(error).__name__}: {error}"
-        if self._records:
-            self._records.append(FailureRecord(iteration=self.iteration + 1, reason=reason))
-        self.finish("failed", reason)
-
     def _progress(self) -> tqdm:
         return tqdm(
             total=100,
             initial=min(100, round(100 * self._spent(), 2)),
-            desc=self.manifest.run_name,
+            desc=self.directory.name,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[0]}, {elapsed} gone, {remaining} left",
             postfix=["evaluating the start"],
             disable=None if self.trainer.ranks.is_main else True,
@@ -289,81 +261,68 @@ class StopRequest:
 
 def run(cfg: DictConfig, run_name: str) -> Path:
     """Runs the configuration to its budget and returns the run's directory."""
-    prepared = prepare(cfg, run_name)
-    stop = StopRequest()
+    place = claim(cfg, run_name)
     try:
-        prepared.to_the_end(stop)
+        load(cfg, place).to_the_end(StopRequest())
     except (Interrupted, KeyboardInterrupt) as error:
-        prepared.finish("running", f"interrupted: {error}")
+        if place.begun:
+            place.finish("running", f"interrupted: {error}")
+        else:
+            place.leave_as_found()
+        raise
+    except ConfigError:
+        place.leave_as_found()
         raise
     except BaseException as error:
-        prepared.fail(error)
+        place.fail(error)
         raise
-    prepared.finish("completed")
-    return prepared.directory
+    place.finish("completed")
+    return place.path
 
 
-def prepare(cfg: DictConfig, run_name: str) -> Run:
-    """The run, checked and loaded, with its directory; nothing has been computed yet."""
+def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
+    """The run's directory, once all is checked that needs no model. ConfigError where it is refused: nothing is written."""
     check_counts(cfg)
+    build(cfg.budget, "budget")
+    build(cfg.evaluation.sampler, "evaluation.sampler")
     ranks = Ranks(device(cfg))
-    budget = build(cfg.budget, "budget")
-    evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
-    directory = Path(str(cfg.runs_root), str(cfg.study), str(run_name))
-    config = OmegaConf.to_container(cfg, resolve=True)
-    known = read_manifest(directory)
-    if known:
-        checked(manifest.refuse_another_config, directory, known.config, config)
-    trainer = prepare_trainer(cfg, ranks)
-    described = manifest.describe(config, run_name, trainer.schedule, ranks)
-    if known:
-        described.starts, described.bill = known.starts, known.bill
-    directory.mkdir(parents=True, exist_ok=True)
+    schedule, *_ = planned(cfg, ranks.world_size)
+    path, config = directory_of(cfg, run_name), OmegaConf.to_container(cfg, resolve=True)
+    if known := read_manifest(path):
+        checked(manifest.refuse_another_config, path, known.config, config)
+    try:
+        described = manifest.describe(config, run_name, schedule, ranks)
+        return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
+    except Leave:
+        raise Interrupted("nothing was done yet; the same command begins or continues this run") from None
+
+
+def directory_of(cfg: DictConfig, run_name: str) -> Path:
+    if "/" in str(run_name):
+        raise ConfigError(f"run_name={run_name}: a directory's name, so without a /")
+    return Path(str(cfg.runs_root), str(cfg.study), str(run_name))
+
+
+def load(cfg: DictConfig, place: RunDirectory) -> Run:
+    """The run with its models; nothing has been computed yet."""
+    place.refuse_endless_restarts()
     return Run(
-        directory=directory,
-        lock=lock(directory) if ranks.is_main else None,
-        trainer=trainer,
-        evaluation=evaluation,
-        budget=budget,
-        manifest=described,
+        place=place,
+        trainer=prepare_trainer(cfg, place.ranks),
+        evaluation=build(cfg.evaluation.sampler, "evaluation.sampler"),
+        budget=build(cfg.budget, "budget"),
         evaluate_every=cfg.evaluation.every,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
-        max_idle_starts=cfg.checkpoint.max_idle_starts,
     )
-
-
-def lock(directory: Path) -> TextIO:
-    """Held by this process while the file is open: two of them would write each other's checkpoints.
-
-    Under Slurm an earlier start of the same job may still be ending, or live on where a node lost its connection: it is
-    waited for.
-    """
-    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
-    patience = LOCK_PATIENCE_S if "SLURM_JOB_ID" in os.environ else 0
-    until = time.monotonic() + patience
-    while not _locked(file):
-        if time.monotonic() >= until:
-            raise ConfigError(f"{directory}: another process is at work on this run; wait for it, or stop it")
-        time.sleep(1)
-    return file
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:  # a file system without locks
-        log.warning("%s: %s; nothing keeps a second process from writing this run", file.name, error.strerror)
-    return True
 
 
 def check_counts(cfg: DictConfig) -> None:
     for key in COUNTS:
-        if not OmegaConf.select(cfg, key) >= 1:
-            raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be at least 1")
-    if not 0 < cfg.evaluation.every <= 1:
+        count = OmegaConf.select(cfg, key)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{key}={count}: must be at least 1")
+    if not isinstance(cfg.evaluation.every, int | float) or not 0 < cfg.evaluation.every <= 1:
         raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
 
 
@@ -422,6 +381,8 @@ def device(cfg: DictConfig) -> str:
         raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no GPU here")
+    if cfg.device == "auto" and "SLURM_GPUS_ON_NODE" in os.environ and not torch.cuda.is_available():
+        raise ConfigError("Slurm gave this job GPUs, and torch finds none here (device=cpu to do without)")
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -436,6 +397,8 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
             raise ConfigError(str(error.__cause__)) from error
         if isinstance(error.__cause__, TypeError):
             raise ConfigError(f"{key}: {error.__cause__}") from error
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra's own: no such target
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         raise
 
 

@@ -52,7 +52,7 @@ def go_through(folder: Path, *overrides: str) -> dict:
 def refused(folder: Path) -> str:
     """How three rollouts on two ranks are refused."""
     try:
-        run.prepare(_config(folder, "rollout.layout.num_prompts=1", "rollout.layout.group_size=3"), "refused")
+        run.claim(_config(folder, "rollout.layout.num_prompts=1", "rollout.layout.group_size=3"), "refused")
     except run.ConfigError as error:
         return str(error)
     return "not refused"

@@ -118,7 +118,8 @@ def test_export_tells_what_is_missing(finished, argv, capsys):
 
 
 def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
-    prepared = run.prepare(config(f"runs_root={tmp_path}"), "drifting")
+    cfg = config(f"runs_root={tmp_path}")
+    prepared = run.load(cfg, run.claim(cfg, "drifting"))
     velocity, policy = prepared.trainer.policy.velocity, prepared.trainer.policy
     policy.velocity = lambda *inputs: velocity(*inputs) + (0.3 if torch.is_grad_enabled() else 0)
     with pytest.raises(DriftError, match=r"ratio_drift=.* exceeds method.ratio_clip=0.001.*rollout.batch"):

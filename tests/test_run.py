@@ -12,12 +12,14 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from flash_grpo import checkpoint, manifest, run
+from flash_grpo.directory import RunDirectory
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.policies.wan import WanPolicy
@@ -176,9 +178,11 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
 
 def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
-    first = run.prepare(cfg, cfg.run_name)
-    program = "import sys; from flash_grpo import run; run.lock(__import__('pathlib').Path(sys.argv[1]))"
-    asked = [sys.executable, "-c", program, str(first.directory)]
+    first = run.claim(cfg, cfg.run_name)
+    program = (
+        "import sys; from pathlib import Path; from flash_grpo import directory; directory.lock(Path(sys.argv[1]))"
+    )
+    asked = [sys.executable, "-c", program, str(first.path)]
     second = subprocess.run(asked, capture_output=True, text=True)
     assert "another process is at work on this run" in second.stderr
     first.lock.close()
@@ -262,7 +266,7 @@ def test_a_run_that_dies_in_every_single_write_continues_bit_identically(config,
     cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
     for _ in range(100):
         try:
-            run.prepare(cfg, cfg.run_name).to_the_end(run.StopRequest())
+            run.load(cfg, run.claim(cfg, cfg.run_name)).to_the_end(run.StopRequest())
             break
         except Killed:
             pass
@@ -514,12 +518,95 @@ def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_a
 # -- under Slurm ---------------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_slurm_restarts_without_progress_gives_up(monkeypatch):
-    starts = [{"iteration": 7, "pieces": 40, "slurm": {"SLURM_JOB_ID": "12"}} for _ in range(3)]
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    with pytest.raises(RuntimeError, match="3 times without completing a micro-batch after iteration 7"):
-        manifest.refuse_endless_restarts(starts, 7, 40, limit=3)
-    manifest.refuse_endless_restarts(starts, 7, 41, limit=3)
-    manifest.refuse_endless_restarts(starts[1:], 7, 40, limit=3)
-    monkeypatch.setenv("SLURM_JOB_ID", "13")
-    manifest.refuse_endless_restarts(starts, 7, 40, limit=3)
+@pytest.fixture
+def restarted(monkeypatch):
+    """`restarted(3)`: this process is the fourth start of job 12; returns what the starts before it have said."""
+
+    def arrange(restarts: int, said: tuple = ()) -> list[dict]:
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        ids = [{"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restart)} for restart, _ in said]
+        return [{**progress, "slurm": slurm} for (_, progress), slurm in zip(said, ids, strict=True)]
+
+    return arrange
+
+
+HERE = {"iteration": 7, "pieces": 40, "reached": 7}
+BEFORE = {"iteration": 6, "pieces": 30, "reached": 6}
+FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before this one was killed after iteration 9
+
+
+@pytest.mark.parametrize(
+    ("restarts", "said", "now", "idle"),
+    [
+        (3, ((0, HERE), (1, HERE), (2, HERE)), HERE, 3),
+        (2, ((0, HERE), (1, HERE)), HERE, 0),  # 2, fewer than the limit
+        (3, ((0, BEFORE), (1, HERE), (2, HERE)), HERE, 0),
+        (4, ((0, BEFORE), (1, HERE), (2, HERE)), HERE, 3),  # start 3 did not get as far as to say
+        (3, ((0, HERE), (1, HERE), (2, HERE)), FELL_BACK, 0),
+        (3, (), HERE, 3),
+        (4, ((0, HERE),), None, 3),
+        (3, ((0, HERE),), None, 0),
+    ],
+)
+def test_a_job_that_slurm_restarts_without_progress_gives_up(restarted, restarts, said, now, idle):
+    told = manifest.endless_restarts(restarted(restarts, said), now, limit=3)
+    assert told.startswith(f"started {idle} times without") if idle else not told
+
+
+def test_a_person_s_own_restarts_do_not_count(restarted):
+    starts = restarted(5, tuple((restart, HERE) for restart in range(5)))
+    for one in starts:
+        one["slurm"]["SLURM_JOB_ID"] = "11"
+    assert not manifest.endless_restarts(starts, HERE, limit=6)
+
+
+def test_a_job_whose_starts_all_die_before_they_have_loaded_anything_gives_up_and_says_so(config, tmp_path, restarted):
+    restarted(3)
+    with pytest.raises(RuntimeError, match="started 3 times without loading"):
+        _start(config, tmp_path)
+    told = read_manifest(tmp_path / "default/small")
+    assert (told.status, len(told.starts)) == ("failed", 1)
+
+
+# -- failing -------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_while_the_models_are_loaded_stands_in_run_json(config, tmp_path, monkeypatch):
+    def short_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "prepare_trainer", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        _start(config, tmp_path)
+    told = read_manifest(tmp_path / "default/small")
+    assert (told.status, told.reason) == ("failed", "OutOfMemoryError: CUDA out of memory")
+    assert "in short_of_memory" in told.traceback
+    monkeypatch.undo()
+    _start(config, tmp_path)
+    told = read_manifest(tmp_path / "default/small")
+    assert (told.status, told.reason, told.traceback) == ("completed", "", "")
+
+
+def test_what_is_refused_while_the_models_are_loaded_leaves_nothing_behind(config, tmp_path):
+    with pytest.raises(run.ConfigError):
+        _start(config, tmp_path, "model.path=/nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
+    cfg = config(*LONG, f"runs_root={tmp_path}")
+    described = run.claim(cfg, "shared").manifest
+    ranks = [
+        SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0, from_main=lambda value: value) for rank in (0, 1)
+    ]
+    main, other = (RunDirectory(tmp_path / "default/shared", described, one, 3) for one in ranks)
+    main.begin(0, 0, 0)
+    other.begun = True
+    other.fail(ValueError("no such reward"))
+    main.fail(RuntimeError("Connection closed by peer"))
+    told = read_manifest(main.path)
+    assert (told.status, told.reason) == ("failed", "ValueError: no such reward (rank 1 of 2)")
+    assert "no such reward" in told.traceback
+    assert [record["reason"] for record in read_records(main.path)] == [told.reason]
+    assert len(told.starts) == 1
