@@ -11,7 +11,7 @@ import torch
 from flash_grpo.distributed import Ranks
 from flash_grpo.records import Cost
 
-EVALUATION = "evaluation"
+EVALUATION, SERVERS = "evaluation", "servers"
 
 
 class Meter:
@@ -25,7 +25,7 @@ class Meter:
         self.ranks, self.flops_per_forward = ranks, flops_per_forward
         self.cost, self.evaluation_seconds = Cost(), 0.0
         self.seconds: dict[str, float] = {}
-        self._device = {"work": 0.0, EVALUATION: 0.0}
+        self._device = {"work": 0.0, EVALUATION: 0.0, SERVERS: 0.0}
         self._forwards = self._backwards = 0
 
     @contextmanager
@@ -49,6 +49,7 @@ class Meter:
     def charge(self, device_seconds: float, name: str = "work") -> None:
         """What other devices spent for this rank: a reward server's."""
         self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
+        self._device[SERVERS] += device_seconds
 
     def unsettled(self) -> dict[str, Any]:
         """What this rank spent since the last settling, to be put back by `resume`."""
@@ -60,23 +61,24 @@ class Meter:
         }
 
     def resume(self, unsettled: dict[str, Any]) -> None:
-        self.seconds, self._device = unsettled["seconds"], unsettled["device"]
+        self.seconds, self._device = unsettled["seconds"], self._device | unsettled["device"]
         self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
 
     def settle(self) -> dict[str, float]:
         """Adds what all ranks spent since the last call to the cost; returns this rank's wall seconds by phase."""
-        mine = [self._device["work"], self._device[EVALUATION], self._forwards, self._backwards]
-        work, evaluation, forwards, backwards = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        forwards, backwards = int(forwards), int(backwards)
+        mine = [*(self._device[name] for name in ("work", EVALUATION, SERVERS)), self._forwards, self._backwards]
+        work, evaluation, servers, *counts = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        forwards, backwards = map(int, counts)
         self.cost = Cost(
             device_seconds=self.cost.device_seconds + work,
             pflop=self.cost.pflop + 1e-15 * (forwards + 2 * backwards) * self.flops_per_forward,
             forward_evaluations=self.cost.forward_evaluations + forwards,
             backward_evaluations=self.cost.backward_evaluations + backwards,
+            server_seconds=self.cost.server_seconds + servers,
         )
         self.evaluation_seconds += evaluation
         seconds, self.seconds = self.seconds, {}
-        self._device, self._forwards, self._backwards = {"work": 0.0, EVALUATION: 0.0}, 0, 0
+        self._device, self._forwards, self._backwards = dict.fromkeys(self._device, 0.0), 0, 0
         return seconds
 
     def _device_clock(self) -> float:

@@ -19,7 +19,7 @@ submission. To change either, give the sweep's command again. Exit codes: 0; 1 w
 
 import argparse
 import difflib
-import subprocess
+import shutil
 import sys
 import time
 from collections import Counter
@@ -122,12 +122,13 @@ def _console() -> Console:
 
 
 def watch(study: Path, interval: float) -> bool:
-    """Shows the table until nothing waits or runs. Whether no run has failed."""
+    """Shows the table until nothing waits or runs. Whether no run has failed. A controller that does not answer for a
+    while is asked again."""
     with Live(console=_console(), auto_refresh=False) as live:
         while True:
             runs, silent = look(study)
             live.update(shown(runs, silent), refresh=True)
-            if silent or not any(run.state in ALIVE for run in runs):
+            if not silent and not any(run.state in ALIVE for run in runs):
                 return not any(run.state == "failed" for run in runs)
             time.sleep(interval)
 
@@ -135,13 +136,19 @@ def watch(study: Path, interval: float) -> bool:
 # -- what can be done to runs ------------------------------------------------------------------------------------------
 
 
-def cancel(runs: list[Standing], names: list[str]) -> list[str]:
-    """scancel of the named runs, or of all; what was done, a line each."""
-    chosen = chosen_by(names, runs) if names else [run for run in runs if run.state in CANCELLABLE]
-    queued = [run for run in chosen if run.job and run.state in CANCELLABLE]
+def cancel(runs: list[Standing], names: list[str], silent: bool) -> list[str]:
+    """scancel of the named runs, or of all; what was done, a line each. silent: Slurm did not say how they stand."""
+    cancellable = [
+        run for run in runs if run.job and (run.state in CANCELLABLE or (silent and run.state != "complete"))
+    ]
+    chosen = chosen_by(names, runs) if names else cancellable
+    queued = [run for run in chosen if run in cancellable]
     if queued:
         _scancel([run.job["job_id"] for run in queued])
-    told = [f"cancelled {run.run} (job {run.job['job_id']}), which was {run.state}{_saves(run)}" for run in queued]
+    was = "" if silent else ", which was {state}"
+    told = [
+        f"cancelled {run.run} (job {run.job['job_id']}){was.format(state=run.state)}{_saves(run)}" for run in queued
+    ]
     told += [f"left {run.run} alone: it is {run.state}" for run in chosen if run not in queued]
     return told or ["nothing waits or runs"]
 
@@ -151,9 +158,10 @@ def _saves(run: Standing) -> str:
 
 
 def _scancel(jobs: list[str]) -> None:
-    done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(done.stderr.strip())
+    try:
+        slurm.asked("scancel", *jobs)
+    except slurm.NoSlurmError as error:
+        raise InputError(str(error)) from error
 
 
 def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
@@ -204,7 +212,8 @@ def print_logs(study: Path, run: Standing, follow: bool) -> None:
             return
         time.sleep(FOLLOW_S)
         if time.monotonic() - asked > ASK_SLURM_S:
-            asked, over = time.monotonic(), all(one.state not in ALIVE for one in look(study)[0] if one.run == run.run)
+            asked, (runs, silent) = time.monotonic(), look(study)
+            over = not silent and all(one.state not in ALIVE for one in runs if one.run == run.run)
 
 
 def _print_from(path: Path, offset: int, prefix: str) -> int:
@@ -262,7 +271,7 @@ def _do(args: argparse.Namespace) -> None:
     wants_slurm = args.logs or args.cancel is not None or args.resubmit
     if wants_slurm and not any(run.job for run in runs):
         raise InputError(f"{args.study}: it ran without Slurm; nothing was submitted that this could be done to")
-    if wants_slurm and silent and not args.logs:
+    if silent and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
         raise InputError(silent.partition(":")[0])
     _answer(args, runs, silent)
 
@@ -271,7 +280,7 @@ def _answer(args: argparse.Namespace, runs: list[Standing], silent: str) -> None
     if args.logs:
         print_logs(args.study, *chosen_by([args.logs], runs), args.follow)
     elif args.cancel is not None:
-        print(*cancel(runs, args.cancel), sep="\n")
+        print(*cancel(runs, args.cancel, bool(silent)), sep="\n")
     elif args.resubmit:
         print(*resubmit(args.study, runs, args.resubmit), sep="\n")
     elif args.watch:

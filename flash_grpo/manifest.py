@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flash_grpo import slurm
 from flash_grpo.distributed import Ranks
 from flash_grpo.records import RunManifest
 from flash_grpo.schedule import fingerprint
@@ -120,15 +121,10 @@ def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | No
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return ""
     said = [one for one in starts if one["slurm"].get("SLURM_JOB_ID") == job]
-    got_further = [restart_of(one) for one in said if progress is None or not progress.items() <= one.items()]
+    got_further = [slurm.restart_of(one) for one in said if progress is None or not progress.items() <= one.items()]
     idle = int(os.environ.get("SLURM_RESTART_COUNT", 0)) - 1 - max(got_further, default=-1)
     if idle < limit:
         return ""
     if progress is None:
         return f"started {idle} times without loading its checkpoint and model: giving up"
     return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
-
-
-def restart_of(start: dict[str, Any]) -> int:
-    """How often its job had been restarted when one of `RunManifest.starts` began."""
-    return int(start["slurm"].get("SLURM_RESTART_COUNT", 0))

@@ -21,6 +21,7 @@ class Cost:
     """What a run has spent from its first iteration up to this record, evaluation not counted.
 
     device_seconds: sum over ranks; wall seconds of rollout + reward + update on accelerators, process CPU seconds on a CPU.
+    server_seconds: those of device_seconds and of evaluation_seconds that reward servers spent, on devices not the run's own.
     pflop: 1e-15 x (forward_evaluations + 2 x backward_evaluations) x FLOPs of one forward of one sample.
     forward_evaluations: transformer forwards, counted per sample; classifier-free guidance counts twice.
     backward_evaluations: transformer backwards, counted per sample.
@@ -30,6 +31,7 @@ class Cost:
     pflop: float = 0.0
     forward_evaluations: int = 0
     backward_evaluations: int = 0
+    server_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +126,11 @@ class RunManifest:
     starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
       `journal`) done until then, reached (the last iteration that a start before it has recorded), git, Slurm ids, host, pid.
     bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
-        waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (local time), seconds
+        waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (UTC), seconds
         elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
-        useful_device_seconds: cost.device_seconds + evaluation_seconds of the last record. lost_device_seconds: the
-        difference: starting up, saving, waiting, and work done twice; on a CPU also time in which the process had no core.
+        useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record.
+        lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also time in which
+        the process had no core.
     """
 
     run_name: str

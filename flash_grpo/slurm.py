@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from flash_grpo.records import MANIFEST, read_newest_first, write_atomically
 QUEUE = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "PreemptTime")
 ACCOUNTING = ("JobID", "State", "Start", "End", "ElapsedRaw", "AllocTRES")
 NEVER = ("N/A", "None", "Unknown")
+PATIENCE_S = 60
+CLOCKS_DIFFER_S = 60  # by as much as this, those of the nodes
 
 
 class NoSlurmError(RuntimeError):
@@ -25,8 +28,8 @@ class NoSlurmError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job that waits or runs. reason: Slurm's word for why it waits. begin: when it began or, if known, may begin (local
-    time). preempted: it has been asked to give way."""
+    """A job that waits or runs. reason: Slurm's word for why it waits. begin: when it began or, if known, may begin
+    (UTC). preempted: it has been asked to give way."""
 
     job: str
     state: str
@@ -38,8 +41,8 @@ class Queued:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """One start of a job in the accounting. start: local time, empty where it waits or was cancelled waiting. seconds:
-    elapsed, up to now where it still runs. devices: GPUs allocated."""
+    """One start of a job in the accounting. start: UTC, empty where it waits or was cancelled waiting. seconds: elapsed,
+    up to now where it still runs. devices: GPUs allocated."""
 
     job: str
     state: str
@@ -59,12 +62,24 @@ class Answer:
 
 def ask_of(study: Path) -> Answer:
     """NoSlurmError where squeue or sacct does not answer."""
-    jobs = {line["job_id"] for lines in submitted(study).values() for line in lines}
+    jobs = {line["job_id"]: line for lines in submitted(study).values() for line in lines}
     if not jobs:
         return Answer(queued={}, starts={})
     arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
     queued = _queue(arrays)  # first: what leaves the queue only now is not over yet
-    return Answer(queued=queued, starts=_accounting(arrays))
+    starts = {job: _ours(starts, jobs.get(job)) for job, starts in _accounting(arrays).items()}
+    return Answer(queued=queued, starts={job: ours for job, ours in starts.items() if ours})
+
+
+def _ours(starts: list[Start], line: dict[str, Any] | None) -> list[Start]:
+    """Less those of a job that had the same number before ours was submitted: numbers begin again."""
+    since = line["submitted"] - CLOCKS_DIFFER_S if line else 0
+    return [one for one in starts if not one.start or moment(one.start) >= since]
+
+
+def moment(time: str) -> float:
+    """Seconds since 1970 of a time that Slurm told."""
+    return datetime.fromisoformat(time).replace(tzinfo=UTC).timestamp()
 
 
 def submitted(study: Path) -> dict[str, list[dict[str, Any]]]:
@@ -80,6 +95,11 @@ def job_of(start: dict[str, Any]) -> str | None:
     """The job that one of run.json's `starts` belongs to, by the name that jobs.jsonl has for it."""
     array, element = start["slurm"].get("SLURM_ARRAY_JOB_ID"), start["slurm"].get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array else start["slurm"].get("SLURM_JOB_ID")
+
+
+def restart_of(start: dict[str, Any]) -> int:
+    """How often that job had been restarted then."""
+    return int(start["slurm"].get("SLURM_RESTART_COUNT", 0))
 
 
 def _queue(arrays: str) -> dict[str, Queued]:
@@ -112,9 +132,19 @@ def _accounting(arrays: str) -> dict[str, list[Start]]:
 
 
 def _command(*command: str) -> subprocess.CompletedProcess:
+    """Told in UTC: the same whoever asks, and whichever clock was put back an hour."""
     if not shutil.which(command[0]):
         raise NoSlurmError(f"{command[0]} is not on this machine")
-    return subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard"}
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired as error:
+        raise NoSlurmError(f"{command[0]} gives no answer in {PATIENCE_S} s") from error
+
+
+def asked(*command: str) -> str:
+    """What a command of Slurm's printed. NoSlurmError where it is missing, fails or does not answer."""
+    return _output(_command(*command))
 
 
 def _output(done: subprocess.CompletedProcess) -> str:
@@ -175,9 +205,12 @@ def _written(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _useful(run_dir: Path) -> float:
-    """The suite's own device-seconds, by its last record: what the run's result took, work done twice counted once."""
+    """The suite's own device-seconds, by its last record: what the run's result took, work done twice counted once, and
+    without those of reward servers, which are jobs of their own."""
     last = next((one for one in read_newest_first(run_dir) if "cost" in one), None)
-    return last["cost"]["device_seconds"] + last["evaluation_seconds"] if last else 0.0
+    if last is None:
+        return 0.0
+    return last["cost"]["device_seconds"] + last["evaluation_seconds"] - last["cost"].get("server_seconds", 0.0)
 
 
 def _write(run_dir: Path, found: dict[str, Any] | None, jobs: list[str]) -> None:

@@ -3,6 +3,7 @@
 Slurm's word alone never proves success, and run.json alone never proves that a run lives. Standard library only.
 """
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,7 @@ WAITS = {
 }
 KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the account", "Assoc": "a limit of the account"}
 KINDS |= {"ReqNodeNotAvail": "its nodes are down or reserved", "Nodes required": "its nodes are down or reserved"}
+LOST_A_RANK = re.compile(r"gloo/transport|Dist(Backend|Network|Store)Error")
 ENDS = {
     "PREEMPTED": "was preempted",
     "NODE_FAIL": "its node failed",
@@ -129,7 +131,7 @@ def _state(manifest: RunManifest | None, job: dict[str, Any] | None, answer: Ans
     queued = answer.queued.get(job["job_id"])
     if queued:
         return _queued(manifest, queued, [one for one in past if one.over])
-    return _over(manifest, job, past[-1] if past else None, {_array(known) for known in answer.starts})
+    return _over(manifest, job, past, {_array(known) for known in answer.starts})
 
 
 def _by_itself(manifest: RunManifest | None) -> tuple[str, str]:
@@ -156,15 +158,16 @@ def _queued(manifest: RunManifest | None, queued: Queued, past: list[Start]) -> 
     if queued.state != "RUNNING":  # whatever the queue lists lives, and must not be submitted again
         return OTHERS.get(queued.state, "starting"), queued.state
     if not manifest or not _is_of_this_start(manifest, queued):
-        return "starting", f"since {queued.begin[-8:]}"
+        return "starting", f"since {_local(queued.begin, '%H:%M:%S')}"
     if manifest.status != "running":
         return "ending", manifest.reason
     return ("preempted", "saves, and is queued again") if queued.preempted else ("running", "")
 
 
-def _over(manifest: RunManifest | None, job: dict[str, Any], last: Start | None, arrays: set[str]) -> tuple[str, str]:
+def _over(manifest: RunManifest | None, job: dict[str, Any], past: list[Start], arrays: set[str]) -> tuple[str, str]:
     """Of a job that has left the queue. arrays: all of which the accounting knows something."""
-    spoke = manifest is not None and _has_started(manifest, job)
+    last = past[-1] if past else None
+    spoke = manifest is not None and _has_started(manifest, job, past)
     if spoke and manifest.status == "completed":
         return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
     if last is None and _array(job["job_id"]) in arrays:  # Slurm forgets an element that was cancelled while it waited
@@ -176,7 +179,7 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], last: Start | None,
     reason = _short(manifest.reason) if spoke else ""
     if last.state == "CANCELLED":
         return "cancelled", reason
-    if reason:
+    if reason and not LOST_A_RANK.search(reason):
         return "interrupted" if manifest.status == "running" else "failed", reason
     return "failed", ENDS.get(last.state) or last_words(_texts(job))
 
@@ -189,21 +192,25 @@ def _array(job: str) -> str:
 def _waits_for(queued: Queued) -> str:
     kind = next((told for prefix, told in KINDS.items() if queued.reason.startswith(prefix)), "")
     told = WAITS.get(queued.reason, f"{kind} ({queued.reason})" if kind else queued.reason)
-    expected = "" if queued.begin in slurm.NEVER else f", expected {queued.begin.replace('T', ' ')}"
+    expected = "" if queued.begin in slurm.NEVER else f", expected {_local(queued.begin, '%Y-%m-%d %H:%M:%S')}"
     return told.format(job=queued.job) + expected
 
 
-def _has_started(manifest: RunManifest, job: dict[str, Any]) -> bool:
-    """Whether run.json speaks of this job or, where the run went on without Slurm, of something after it."""
+def _local(time: str, form: str) -> str:
+    return datetime.fromtimestamp(slurm.moment(time)).strftime(form)
+
+
+def _has_started(manifest: RunManifest, job: dict[str, Any], past: list[Start]) -> bool:
+    """Whether run.json speaks of this job's last start or, where the run went on without Slurm, of something after it."""
     last = manifest.starts[-1]
-    began = datetime.strptime(last["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    return slurm.job_of(last) == job["job_id"] or began > job["submitted"]
+    if slurm.job_of(last) == job["job_id"]:
+        return slurm.restart_of(last) >= sum(bool(one.start) for one in past) - 1
+    return datetime.strptime(last["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp() > job["submitted"]
 
 
 def _is_of_this_start(manifest: RunManifest, queued: Queued) -> bool:
     last = manifest.starts[-1]
-    restarts = int(last["slurm"].get("SLURM_RESTART_COUNT", 0))
-    return slurm.job_of(last) == queued.job and restarts == queued.restarts
+    return slurm.job_of(last) == queued.job and slurm.restart_of(last) == queued.restarts
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
@@ -219,14 +226,19 @@ def _texts(job: dict[str, Any]) -> list[str]:
 
 
 def last_words(logs: list[str]) -> str:
-    """Why the last start that the ranks' logs tell of ended: an exception, else what srun said of it, else a last line."""
+    """Why the last start that the ranks' logs tell of ended: an exception, else what srun said of it, else a last line.
+
+    An exception that only says that another rank is gone comes after what srun said.
+    """
     starts = [_last_start(text) for text in logs]
     raised = [error for lines in starts for error in _exception(lines)]
+    lost = [error for error in raised if LOST_A_RANK.search(error)]
     killed = [
         line.removeprefix("srun: error: ") for lines in starts for line in lines if line.startswith("srun: error")
     ]
     own = [line for lines in starts for line in lines if not line.startswith(("srun:", "slurmstepd:", "submitit "))]
-    return next(iter([*raised, *killed, *own[-1:]]), "ended without a word")
+    causes = [error for error in raised if error not in lost]
+    return next(iter([*causes, *killed, *lost, *own[-1:]]), "ended without a word")
 
 
 def _last_start(text: str) -> list[str]:
@@ -235,7 +247,8 @@ def _last_start(text: str) -> list[str]:
 
 
 def _exception(lines: list[str]) -> list[str]:
-    """The line after the last traceback's frames."""
+    """The line after the last traceback's frames, or the one in which bad input was refused."""
     traces = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
     after = lines[traces[-1] + 1 :] if traces else []
-    return [line for line in after if not line.startswith(" ")][:1]
+    refused = [line for line in lines if line.startswith("error: ")]
+    return [line for line in after if not line.startswith(" ")][:1] or refused[:1]

@@ -22,6 +22,16 @@ from flash_grpo.records import (
 from flash_grpo.slurm import Answer, Queued, Start
 from flash_grpo.standing import last_words, standings
 
+
+@pytest.fixture(autouse=True)
+def _in_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 JOB = {"job_id": "7_0", "run": "seed0", "ranks": 2, "submitted": 1e9, "point": "p.pkl"}
 IDS = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "8"}
 
@@ -45,8 +55,8 @@ def submitted(study: Path, *lines: dict) -> None:
     (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
 
 
-def evaluated(run_dir: Path, device_seconds: float, evaluation_seconds: float) -> None:
-    cost = Cost(device_seconds=device_seconds)
+def evaluated(run_dir: Path, device_seconds: float, evaluation_seconds: float, server_seconds: float = 0.0) -> None:
+    cost = Cost(device_seconds=device_seconds, server_seconds=server_seconds)
     told = {"iteration": 5, "optimizer_steps": 5, "cost": cost, "evaluation_seconds": evaluation_seconds, "n": 1}
     told |= {"reward_mean": 1.25, "reward_sem": 0.1, "reward_parts": {}, "prompt_rewards": {"a": 1.25}}
     RecordWriter(run_dir, 0).append(EvalRecord(**told))
@@ -115,6 +125,82 @@ def test_a_success_of_an_earlier_job_is_none_of_the_one_that_died_before_it_coul
     answer = Answer(queued={}, starts={"7_0": [start("COMPLETED")], "9": [start("FAILED", job="9")]})
     (one,) = standings(tmp_path, answer)
     assert one.state == "failed"
+
+
+def test_what_a_start_said_is_none_of_the_next_one_s_that_died_before_it_could_speak(tmp_path):
+    submitted(tmp_path)
+    written(tmp_path, "running", "interrupted: saved")
+    again = start("FAILED", begin="2026-01-01T13:00:00")
+    (one,) = standings(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
+    assert (one.state, one.why) == ("failed", "ended without a word")
+
+
+def test_a_rank_that_only_lost_another_is_believed_less_than_slurm(tmp_path):
+    submitted(tmp_path)
+    lost = "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5 (rank 0 of 2)"
+    written(tmp_path, "failed", lost)
+    folder = tmp_path / ".submitit/7_0"
+    folder.mkdir()
+    log = ("Traceback (most recent call last):", lost, "srun: error: node01: task 1: Killed")
+    (folder / "7_0_0_log.out").write_text("\n".join(log))
+    (one,) = standings(tmp_path, ended("FAILED"))
+    assert (one.state, one.why) == ("failed", "node01: task 1: Killed")
+
+
+def test_times_are_told_in_the_reader_s_zone(tmp_path, monkeypatch):
+    submitted(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    (one,) = standings(tmp_path, queued("RUNNING"))
+    assert (one.state, one.why) == ("starting", "since 21:00:00")
+
+
+def test_a_job_that_had_the_same_number_years_ago_is_no_start_of_ours(tmp_path, monkeypatch):
+    submitted(tmp_path, {"submitted": slurm.moment("2026-01-01T11:59:00")})
+    old = start("COMPLETED", begin="2020-01-01T12:00:00")
+    monkeypatch.setattr(slurm, "_queue", lambda arrays: {})
+    monkeypatch.setattr(slurm, "_accounting", lambda arrays: {"7_0": [old, start("FAILED")]})
+    assert slurm.ask_of(tmp_path).starts == {"7_0": [start("FAILED")]}
+
+
+def test_a_controller_that_does_not_answer_for_a_while_ends_no_watching(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    answers = iter([queued("RUNNING"), slurm.NoSlurmError("Socket timed out"), ended("COMPLETED")])
+
+    def ask_of(study):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "ask_of", ask_of)
+    assert jobs.watch(tmp_path, 0.01)
+    assert next(answers, None) is None
+
+
+def test_runs_are_cancelled_though_the_accounting_does_not_answer(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "running")
+    told = []
+
+    def unanswered(study):
+        raise slurm.NoSlurmError("sacct gives no answer in 60 s")
+
+    monkeypatch.setattr(slurm, "ask_of", unanswered)
+    monkeypatch.setattr(slurm, "asked", lambda *command: told.append(command))
+    monkeypatch.setattr(jobs.shutil, "which", lambda name: name)
+    jobs.main([str(tmp_path), "--cancel"])
+    assert told == [("scancel", "7_0")]
+    assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
+
+
+def test_a_server_s_device_seconds_are_no_part_of_the_job_s_bill(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path, "completed")
+    evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
+    bill = slurm.bill(run_dir, [{**JOB, "folder": ""}], ended("COMPLETED"))
+    assert (bill["device_seconds"], bill["useful_device_seconds"], bill["lost_device_seconds"]) == (200, 80.0, 120.0)
 
 
 def test_a_run_that_was_finished_without_slurm_after_its_job_failed_is_complete(tmp_path):
