@@ -1,8 +1,5 @@
 """Ranks: Accelerate forms the group, whoever started the processes; alone, every collective is the identity."""
 
-import atexit
-import os
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -52,15 +49,3 @@ class Ranks:
         moved = tensor.detach().clone().to(self.device)
         dist.all_reduce(moved, op=operation)
         return moved.to(tensor.device)
-
-
-def end_at_once(code: int) -> None:
-    """Once Python has nothing left to do, this process ends with `code` and takes nothing down: the threads of a process
-    group may abort there when they want the interpreter that is going, or, NCCL's, wait for ranks that are gone."""
-    atexit.register(_end, code)  # the last to be registered is the first to be called
-
-
-def _end(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -20,8 +20,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo import cli
-from flash_grpo.distributed import Ranks, end_at_once
+from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
+from flash_grpo.ending import end_at_once
 from flash_grpo.evaluate import Evaluated, standard_error
 from flash_grpo.export import known_run, saved_state
 from flash_grpo.records import write_atomically

@@ -1,6 +1,7 @@
 """`hydra/launcher=slurm_resumable` against a real Slurm, slurm/dev_cluster, with a toy app that counts steps."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -174,34 +175,70 @@ def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
     assert not [pid for rank in range(8) for pid in one.read("work0", "pids", rank) if psutil.pid_exists(int(pid))]
 
 
-def test_a_signal_in_c_code_waits_for_it_to_return(sweep):
-    one = sweep("steps=20", "c_s=4")
-    eventually(lambda: one.read("work0", "c"), "in C code")
+def preempt(one: Sweep, run: str) -> None:
+    """SIGTERM to the run's ranks, for a job of a higher tier on its nodes."""
+    job = one.jobs()[0]
+    eventually(lambda: one.read(run, "starts"), "started")
+    nodes = one.slurm("squeue", "-h", "-j", job, "-o", "%N %D").split()
+    one.slurm(
+        "sbatch", "-p", "gpu", "--exclusive", f"-N{nodes[1]}", "-w", nodes[0], "-o", "/dev/null", "--wrap", "sleep 3"
+    )
+
+
+def warn(one: Sweep, run: str) -> None:
+    """USR2, as before a time limit."""
+    eventually(lambda: one.read(run, "starts"), "started")
     one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+
+
+PREEMPTIBLE = "hydra.launcher={partition:preemptible,cpus_per_task:16}"  # a whole node
+
+
+@pytest.mark.parametrize(("ask", "shape"), [(warn, ()), (preempt, (PREEMPTIBLE,))], ids=["USR2", "TERM"])
+def test_a_signal_in_c_code_waits_for_it_to_return(sweep, ask, shape):
+    one = sweep("steps=20", "c_s=4", *shape)
+    eventually(lambda: one.read("work0", "c"), "in C code")
+    ask(one, "work0")
     code, output = one.end(90)
     assert code == 0, output
     assert went_on_where_it_was(one, "work0")
     assert one.read("work0", "c") == ["begun", "returned", "begun", "returned"]
 
 
-def test_a_time_limit_s_warning_requeues_the_run(sweep):
+FLAKY = """#!/bin/sh
+[ "$1" = requeue ] && [ ! -e "{refused}" ] && touch "{refused}" && echo "slurm_requeue error: Socket timed out" >&2 && exit 1
+exec {scontrol} "$@"
+"""
+
+
+def test_a_time_limit_s_warning_requeues_the_run_though_the_controller_is_busy(sweep, cluster, tmp_path, monkeypatch):
+    fake, refused = tmp_path / "bin/scontrol", tmp_path / "refused"
+    fake.parent.mkdir()
+    fake.write_text(FLAKY.format(refused=refused, scontrol=shutil.which("scontrol")))
+    fake.chmod(0o755)
+    monkeypatch.setitem(cluster, "PATH", f"{fake.parent}:{cluster['PATH']}")
     one = sweep("steps=40")
     one.until_step("work0", 5)
-    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+    warn(one, "work0")
     code, output = one.end(90)
     assert code == 0, output
+    assert refused.exists()
     assert went_on_where_it_was(one, "work0")
     bill = json.loads((one.folder / "study/work0/run.json").read_text())["bill"]  # the launcher's last deed
     assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
 
 
-def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep):
-    one = sweep("import_s=3")
-    eventually(lambda: one.read("work0", "starts"), "started")
-    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
-    code, output = one.end(90)
+@pytest.mark.parametrize(
+    ("ask", "shape"),
+    [(warn, ()), (preempt, ("hydra.launcher={partition:preemptible,nodes:2,tasks_per_node:4,cpus_per_task:4}",))],
+    ids=["USR2 to one rank", "TERM to eight"],
+)
+def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep, ask, shape):
+    one = sweep("import_s=3", "steps=20", *shape)
+    ask(one, "work0")
+    code, output = one.end(120)
     assert code == 0, output
-    assert went_on_where_it_was(one, "work0")
+    assert all(went_on_where_it_was(one, "work0", rank) for rank in range(8 if shape else 1))
     assert one.read("work0", "child") == ["None"]
 
 
@@ -219,11 +256,24 @@ def test_a_cancelled_run_saves_and_stays_cancelled(sweep):
 
 def test_a_killed_rank_ends_the_job_as_failed_within_seconds(sweep):
     one = sweep("steps=1000", "hydra.launcher.tasks_per_node=2")
-    eventually(lambda: one.read("work0", "steps", 1), "started")
+    eventually(lambda: one.read("work0", "steps", 0) and one.read("work0", "steps", 1), "started")
     began = time.monotonic()
-    one.slurm("scancel", "--signal=KILL", one.jobs()[0] + ".0")
+    psutil.Process(int(one.read("work0", "pids", 1)[0])).parent().kill()
     eventually(lambda: one.state(one.jobs()[0]).startswith("FAILED"), "failed")
     assert time.monotonic() - began < 20
+    code, output = one.end()
+    assert code == 1
+    assert "task 1: Killed" in output
+
+
+def test_a_run_that_is_cancelled_elsewhere_while_it_waits_ends_the_waiting_for_it(sweep):
+    one = sweep("seed=0,1", "steps=30", "hydra.launcher.array_parallelism=1")
+    one.until_step("work0", 1)
+    one.slurm("scancel", one.jobs()[1])
+    code, output = one.end()
+    assert code == 1
+    assert "1 of 2 runs complete" in output
+    assert "FAILED  work1: cancelled: before it started" in output
 
 
 def test_a_node_that_goes_down_costs_only_what_was_not_saved(sweep):
@@ -262,16 +312,41 @@ def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(sweep):
         ("hydra.launcher={gpus_per_node:16,tasks_per_node:16}", "not available"),
         ("hydra.launcher={gpus_per_node:8,tasks_per_node:1}", "gpus_per_node=8 but tasks_per_node=1"),
         ("hydra.launcher={timeout_min:5,signal_delay_s:300}", "leaves nothing"),
+        ("hydra.launcher={partition:short,timeout_min:60}", "partition short allows 10"),
+        ("hydra.launcher.account=nobody", "knows no such account of yours"),
+        ("FLASH_GRPO_ACCOUNT=nobody", "knows no such account of yours"),
+        ("FLASH_GRPO_PARTITION=nowhere", "Invalid partition"),
+        ("FLASH_GRPO_QOS=none", "Invalid qos"),
+        ("FLASH_GRPO_CONSTRAINT=none", "Invalid feature"),
+        ("SBATCH_PARTITION=nowhere", "Invalid partition"),  # a site's default, where nothing else is asked for
         ("seed=0,1 run_name=same", "one directory"),
+        ("study=study,other", "cannot be swept over"),
+        ("run_name=a/b", "without a /"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(sweep, argument, told):
+def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(sweep, cluster, monkeypatch, argument, told):
+    name, _, value = argument.partition("=")
+    if name.isupper():
+        monkeypatch.setitem(cluster, name, value)
+        argument = "seed=0"
     one = sweep(*argument.split(" "))
     code, output = one.end(30)
     assert code == 2
     assert told in output
     assert len(output.strip().splitlines()) == 1
     assert not one.slurm("squeue", "-h")
+
+
+def test_a_sweep_submitted_inside_an_allocation_asks_for_its_own(sweep, cluster, monkeypatch):
+    inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_TIMELIMIT": "1", "SBATCH_PARTITION": "short"}
+    for name, value in inside.items():
+        monkeypatch.setitem(cluster, name, value)
+    one = sweep("steps=1", "hydra.launcher.partition=preemptible")
+    code, output = one.end()
+    assert code == 0, output
+    told = one.slurm("sacct", "-nXP", "-j", one.jobs()[0], "-o", "Partition,TimelimitRaw,NTasks,AllocCPUS").strip()
+    assert told.startswith("preemptible|5|")
+    assert one.read("work0", "starts")[0].split()[1] == "None"
 
 
 @pytest.fixture(scope="module")

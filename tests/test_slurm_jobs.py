@@ -1,10 +1,11 @@
 """`python -m flash_grpo.jobs` against a real Slurm, slurm/dev_cluster, and the trainer itself on the tiny world."""
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from slurm_cluster import MARKS, Study, what_was_computed
+from slurm_cluster import MARKS, ROOT, Study, what_was_computed
 
 from flash_grpo.records import read_manifest, read_records
 
@@ -28,7 +29,7 @@ def stretch(run_dir: Path) -> float:
     return sum(sum(one["seconds"].values()) for one in iterations) / iterations[-1]["cost"]["device_seconds"]
 
 
-def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requeued(study):
+def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requeued(study, monkeypatch):
     one = study("seed=0", "budget.iterations=90", "evaluation.every=0.2")
     one.launcher.kill()
     assert one.state("seed0") in ("waiting", "starting")
@@ -47,6 +48,25 @@ def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requ
     expected = start_up_s(one, "seed0") + stretch(run_dir) * bill["useful_device_seconds"]
     assert by_slurm == pytest.approx(expected, abs=2 * LEAVING_S)
     assert last_start_alone != pytest.approx(expected, abs=2 * LEAVING_S)
+    monkeypatch.setitem(one.environment, "TZ", "Asia/Tokyo")
+    one.jobs()
+    assert read_manifest(run_dir).bill == bill
+
+
+def test_a_start_that_dies_before_it_can_speak_is_failed_and_goes_on_when_it_is_submitted_again(study, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "flash_grpo/policies/tiny_wan", model)
+    one = study("seed=0", "budget.iterations=60", f"model.path={model}", "detach=true")
+    one.until_iteration("seed0", 5)
+    one.slurm("scancel", "--signal=USR2", one.job("seed0"))
+    one.until("seed0", "requeued")
+    model.rename(tmp_path / "elsewhere")
+    one.until("seed0", "failed")
+    assert str(model) in one.line("seed0")
+    (tmp_path / "elsewhere").rename(model)
+    one.jobs("--resubmit", "failed")
+    one.until("seed0", "complete")
+    assert len(read_manifest(one.directory("seed0")).starts) == 2
 
 
 def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(study, train):

@@ -1,7 +1,9 @@
 """The trainer through a real Slurm, slurm/dev_cluster: a sweep to which everything happens that happens on a cluster."""
 
 import json
+import shutil
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
     rates = ",".join(str(rate) for rate in RATES.values())
     one = study(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
     names = {what: f"lr{rate}" for what, rate in RATES.items()}
-    jobs = {what: one.job(name) for what, name in names.items()}
+    jobs, began = {what: one.job(name) for what, name in names.items()}, time.monotonic()
 
     one.until_iteration(names["limited"], 1)
     one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
@@ -66,6 +68,7 @@ def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
     one.until(names["killed"], "complete")
     one.until(names["failing"], "failed")
     assert "diverged" in one.line(names["failing"])
+    assert time.monotonic() - began < 300
 
     for what, whole in wholes.items():
         manifest = read_manifest(one.directory(names[what]))
@@ -130,6 +133,48 @@ def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
     assert one.slurm("sacct", "-nXP", "-j", job, "-o", "State").strip() == "FAILED"
 
 
+ONE_RANK = """
+import os, signal
+from dataclasses import dataclass
+from flash_grpo.plans import OneStep
+
+@dataclass(frozen=True)
+class OnRankOne(OneStep):
+    def __call__(self, batch, num_steps, seed):
+        if os.environ.get("RANK") == "1" and batch.iteration == 2:
+            {does}
+        return super().__call__(batch, num_steps, seed)
+"""
+DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.getpid(), signal.SIGKILL)"}
+
+
+@pytest.mark.parametrize("what", DOES)
+def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(study, tmp_path, what):
+    """The other rank waits for it in a collective. The exception stands in the log of its rank and in run.json."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    shutil.copy(ROOT / "train.py", tree)
+    (tree / "one_rank.py").write_text(ONE_RANK.format(does=DOES[what]))
+    shape = "hydra.launcher={nodes:2,cpus_per_task:1}"
+    one = study("seed=9", "budget.iterations=1000", shape, "method.plan._target_=one_rank.OnRankOne", tree=tree)
+    one.until_iteration("seed9", 1)
+    began = time.monotonic()
+    one.until("seed9", "failed")
+    assert time.monotonic() - began < 25
+    output, _ = one.launcher.communicate(timeout=WAIT_S)
+    why = {"raises": "ValueError: no such plan (rank 1 of 2)", "is killed": "task 1: Killed"}[what]
+    assert why in one.line("seed9")
+    assert why in output.splitlines()[-2]
+    assert one.slurm("sacct", "-nXP", "-j", one.job("seed9"), "-o", "State").strip() == "FAILED"
+    told = read_manifest(one.directory("seed9"))
+    assert told.status == "failed"
+    if what == "raises":
+        log = Path(one.lines()[0]["folder"]) / f"{one.job('seed9')}_1_log.out"
+        assert told.reason == why
+        assert "in __call__" in told.traceback
+        assert "Traceback" in log.read_text()
+
+
 MINE = """
 from dataclasses import dataclass
 import torch
@@ -150,13 +195,15 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
     subprocess.run(["cp", "-r", *(ROOT / name for name in ("flash_grpo", "hydra_plugins")), tree], check=True)
+    with open(tree / "README.md", "a") as file:
+        file.write("edited before\n")
     (tree / "mine.py").write_text(MINE)
     (tree / "helper.py").touch()
     own = ("method=full", "method.plan._target_=mine.EarlySteps", "~method.plan.skip_last", "+method.plan.count=3")
     held = "+hydra.launcher.additional_parameters.hold=true"
     cache = "+model.embedding_cache=${oc.env:CACHE}"
     monkeypatch.setitem(cluster, "CACHE", str(tmp_path / "text"))
-    one = study("seed=5", "budget.iterations=2", "detach=true", held, cache, *own, tree=tree)
+    one = study("seed=5", "budget.iterations=40", "detach=true", held, cache, *own, tree=tree)
     assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
     resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
     assert (resolved.model.embedding_cache, resolved.run_name) == (str(tmp_path / "text"), "seed5")
@@ -164,11 +211,15 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
         (tree / name).write_text("raise RuntimeError('edited')\n")
     (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
     one.slurm("scontrol", "release", one.job("seed5"))
+    one.until_iteration("seed5", 3)
+    one.slurm("scancel", "--signal=USR2", one.job("seed5"))
     one.until("seed5", "complete")
+    assert len(read_manifest(one.directory("seed5")).starts) == 2
     steps = [record["steps"] for record in read_records(one.directory("seed5")) if record["kind"] == "iteration"]
     assert all(sum(share > 0 for share in step_T) == 3 for step_T in steps)
     copied = Path(one.lines()[0]["code"])
     assert json.loads((copied / "git.json").read_text())["commit"]
+    assert "+edited before" in (copied / "dirty.diff").read_text()
 
 
 def test_a_run_that_waits_or_runs_is_not_submitted_again(study):

@@ -50,6 +50,9 @@ def compose(launcher: Launcher, job_overrides: Sequence[Sequence[str]], first: i
     points = [list(overrides) for overrides in job_overrides]
     loaded = enumerate(zip(points, _loaded(launcher, points), strict=True), start=first)
     runs = [Run(cfg=cfg, number=number, overrides=point) for number, (point, cfg) in loaded]
+    for run in runs:
+        if "/" in run.name:
+            refuse(f"run_name={run.name}: a directory's name, so without a /")
     shared = [directory for directory, count in Counter(run.directory for run in runs).items() if count > 1]
     if shared:
         refuse(f"several runs of this sweep have one directory: {', '.join(shared)}")
@@ -107,9 +110,10 @@ class Board:
         run.job, run.began = job, time.monotonic()
         log.info("started   %s  %s", self._count(len(self.running) + len(self.ended)), run.name)
 
-    def collect(self, over: Callable[[list[Run]], list[Run]]) -> None:
-        for run in over(self.running):
-            run.took, run.failure = time.monotonic() - run.began, failure(run.job)
+    def collect(self, over: Callable[[list[Run]], list[tuple[Run, str]]]) -> None:
+        """over: which of the runs have ended, each with why it is no success, empty if it is."""
+        for run, why in over(self.running):
+            run.took, run.failure = time.monotonic() - run.began, why
             self.running.remove(run)
             self.ended.append(run)
             self._tell(run)

@@ -15,10 +15,12 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
+from flash_grpo.ending import end_at_once
+
 INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
-WAIT_FOR_THE_KILL_S = 600
 WAIT_FOR_OTHERS_S = 10
-SCONTROL_TRIES = 5
+ASK_AGAIN_S, SCONTROL_S = 3, 30
+WARNED = "left after USR2"
 
 
 def run_here(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
@@ -32,12 +34,16 @@ def run_on_node(launcher: Launcher, cfg: DictConfig, number: int, singletons: An
     """A run under Slurm. SIGTERM and USR2 are blocked since before Python began: they wait until the run looks
     (`signal.sigpending`), whatever it does meanwhile, and the processes that it starts do not die of them."""
     _forget_earlier_starts()
+    end_at_once(1)  # after submitit has written down what came of it, see below
     try:
-        return _run(launcher, cfg, number, singletons)
+        result = _run(launcher, cfg, number, singletons)
     except SystemExit as left:
         if left.code == INTERRUPTED:
             _leave()
+        end_at_once(left.code if isinstance(left.code, int) else 1)
         raise
+    end_at_once(0)
+    return result
 
 
 def run_again(point: str) -> JobReturn:
@@ -110,14 +116,17 @@ def _reachable(host: str) -> str:
 
 def _leave() -> NoReturn:
     """After an interrupted run has saved on all ranks: rank 0 has Slurm start the job again, where that is meant."""
-    left = _left()
+    left, warned = _left(), signal.SIGUSR2 in signal.sigpending()
     if os.environ.get("SLURM_PROCID", "0") != "0":
-        left[int(os.environ["SLURM_PROCID"])].touch()
+        _note(left[int(os.environ["SLURM_PROCID"])], WARNED if warned else "left")
         os._exit(0)  # a failing exit code would take rank 0 along
     _await(left[1:])
+    warned = warned or any(file.exists() and file.read_text() == WARNED for file in left)
+    for file in left:
+        file.unlink(missing_ok=True)
     state, preempted = _job_state()
     print(f"asked to stop in state {state}{' by preemption' if preempted else ''}", flush=True)
-    if state == "RUNNING" and (preempted or signal.SIGUSR2 in signal.sigpending()):
+    if state == "RUNNING" and (preempted or warned):
         _requeue()
     os._exit(INTERRUPTED)
 
@@ -130,6 +139,12 @@ def _left() -> list[Path]:
     return [job.paths.folder / f".left-{job.job_id}-{start}-{rank}" for rank in range(job.num_tasks)]
 
 
+def _note(file: Path, text: str) -> None:
+    aside = file.with_suffix(".aside")
+    aside.write_text(text)
+    aside.rename(file)
+
+
 def _await(files: list[Path]) -> None:
     """A requeue kills the other ranks, and would orphan the processes that these have not ended yet."""
     until = time.monotonic() + WAIT_FOR_OTHERS_S
@@ -139,20 +154,21 @@ def _await(files: list[Path]) -> None:
 
 def _job_state() -> tuple[str, bool]:
     """RUNNING with USR2: a time limit's warning, or a preemption's. RUNNING, preempted: SIGTERM was a preemption.
-    RUNNING with SIGTERM alone: another rank has failed. Anything else: cancelled, or Slurm starts it again itself."""
-    shown = _scontrol("-o", "show", "job", _job()).stdout
-    fields = dict(re.findall(r"(\w+)=(\S+)", shown))
-    return fields.get("JobState", "UNKNOWN"), fields.get("PreemptTime", "None") not in ("None", "N/A")
+    RUNNING with SIGTERM alone: another rank has failed. Anything else: cancelled, or Slurm starts it again itself.
+
+    Whoever left without knowing would not be started again, so a controller that does not answer is asked for ever.
+    """
+    while (shown := _scontrol("-o", "show", "job", _job())).returncode:
+        time.sleep(ASK_AGAIN_S)
+    fields = dict(re.findall(r"(\w+)=(\S+)", shown.stdout))
+    return fields["JobState"], fields.get("PreemptTime", "None") not in ("None", "N/A")
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess:
-    """Asks a controller that is busy, as in a preemption of many jobs, a few times."""
-    for _ in range(SCONTROL_TRIES):
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
-        if done.returncode == 0:
-            break
-        time.sleep(1)
-    return done
+    try:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=SCONTROL_S)
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(error.cmd, 1, "", "scontrol gives no answer")
 
 
 def _job() -> str:
@@ -161,11 +177,13 @@ def _job() -> str:
     return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def _requeue() -> None:
-    asked = _scontrol("requeue", _job())
-    if asked.returncode == 0:
-        print("requeued", flush=True)
-        os._exit(0)
-    # A job that is killed in its grace time comes back, one that exits does not.
-    print(f"{asked.stderr.strip()}; waiting for Slurm to end and requeue the job", flush=True)
-    time.sleep(WAIT_FOR_THE_KILL_S)
+def _requeue() -> NoReturn:
+    """A job that is killed in its grace time may come back, one that exits does not: it is asked for until it is had."""
+    told = ""
+    while (asked := _scontrol("requeue", _job())).returncode:
+        if asked.stderr != told:
+            told = asked.stderr
+            print(f"{told.strip()}; asked again until Slurm ends the job", flush=True)
+        time.sleep(ASK_AGAIN_S)
+    print("requeued", flush=True)
+    os._exit(0)

@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.flash_grpo_plugins._node import run_again
 
 JOBS = "jobs.jsonl"
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")  # how Slurm is found
+SITE = ("account", "partition", "qos", "constraint", "reservation")
 
 
 class RefusedError(ValueError):
@@ -35,12 +38,26 @@ def submit(folder: Path, shape: dict[str, Any], function: Callable[..., Any], po
             f"+hydra.launcher.additional_parameters.{unknown}=..."
         ) from error
     try:
-        with redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint, and then raises it
+        with _own_environment(shape["parameters"]), redirect_stderr(io.StringIO()):  # which submitit would print, too
             jobs = executor.map_array(function, *zip(*points, strict=True))
     except submitit.core.utils.FailedJobError as error:
         raise RefusedError(str(error).strip().splitlines()[-1]) from error
     _shape_file(folder, jobs[0].job_id).write_text(json.dumps(shape, indent=1) + "\n")
     return jobs
+
+
+@contextmanager
+def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
+    """Without what an allocation that this is called in, or sbatch's own variables, would say instead of `parameters`.
+    A site's defaults for what these leave open stay."""
+    import submitit
+
+    open_to_the_site = [name for name in SITE if parameters.get(f"slurm_{name}") is None]
+    names = [*KEPT, *(f"SBATCH_{name.upper()}" for name in open_to_the_site)]
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        yield
 
 
 def resubmit(folder: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

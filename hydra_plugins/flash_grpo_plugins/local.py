@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, cores
+from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, cores, failure
 from hydra_plugins.flash_grpo_plugins._node import run_here
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
@@ -59,7 +59,7 @@ class BoundedLocalLauncher(LocalLauncher):
         with _stop_signals(board) as stop:
             while board.running or (board.waiting and not board.stopped_by):
                 self._fill(board)
-                board.collect(over=lambda runs: [run for run in runs if run.job.done()])
+                board.collect(over=lambda runs: [(run, failure(run.job)) for run in runs if run.job.done()])
                 stop.pass_on()
                 time.sleep(0.1)
         board.end()

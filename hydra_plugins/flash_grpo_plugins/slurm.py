@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from flash_grpo import slurm
-from flash_grpo.standing import ALIVE, standings
+from flash_grpo.standing import ALIVE, OVER, Standing, standing, standings
 from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
 from hydra_plugins.flash_grpo_plugins._node import run_on_node
 from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
@@ -40,7 +39,8 @@ log = logging.getLogger(__name__)
 SUBMITIT_NAMES = ("timeout_min", "mem_gb", "tasks_per_node", "nodes", "cpus_per_task", "gpus_per_node", "name")
 SUBMITIT_NAMES += ("stderr_to_stdout",)
 NOT_SBATCH = ("submitit_folder", "max_num_timeout")
-ASK_SLURM_S = 15.0
+COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "squeue", "sinfo")
+ASK_SLURM_S, LOOK_AGAIN_S = 15.0, 2.0  # the second where a run seems to be over
 SETTLE_S = 20.0  # how long the accounting is waited for when all runs are over
 
 
@@ -77,6 +77,7 @@ class ResumableSlurmLauncher(SlurmLauncher):
         runs = compose(self, job_overrides, initial_job_idx)
         self._rehearse(runs)
         study = Path(self.config.hydra.sweep.dir)
+        _refuse_other_studies(study.parent, runs)
         self._refuse_those_under_way(study.parent, runs)
         code = snapshot(study / "code")
         for run in runs:
@@ -85,25 +86,29 @@ class ResumableSlurmLauncher(SlurmLauncher):
         write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
         log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(runs), _short(jobs), study.parent)
         if self.detach:
-            return [JobReturn(overrides=run.overrides, status=JobStatus.COMPLETED) for run in runs]
+            return _completed(runs)
         return _wait(runs, jobs, study.parent)
 
     def _refuse_what_cannot_run(self) -> None:
-        missing = [name for name in ("sbatch", "srun", "scontrol", "sacct") if not shutil.which(name)]
+        missing = [name for name in COMMANDS if not shutil.which(name)]
         if missing:
             refuse(
                 f"{', '.join(missing)}: not found on this machine, so there is no Slurm here (slurm=local needs none)"
             )
-        accounting = subprocess.run(["sacct", "-nX", "-S", "now"], capture_output=True, text=True)
-        if accounting.returncode:
-            refuse(f"without Slurm's accounting no failure would be noticed ({_last_line(accounting.stderr)})")
+        try:
+            slurm.asked("sacct", "-nX", "-S", "now")
+        except slurm.NoSlurmError as error:
+            refuse(f"without Slurm's accounting no failure would be noticed ({error})")
         limit, delay = 60 * self.params["timeout_min"], self.params["signal_delay_s"]
         if delay >= limit:
             refuse(f"hydra.launcher: signal_delay_s={delay} leaves nothing of timeout_min={limit // 60} to run in")
         gpus, tasks = self.params["gpus_per_node"] or 0, self.params["tasks_per_node"]
         if gpus not in (0, tasks):
             refuse(f"hydra.launcher: gpus_per_node={gpus} but tasks_per_node={tasks}; each rank has one GPU")
-        _refuse_what_the_site_lacks(self.params["account"], self.params["partition"], self.params["timeout_min"])
+        try:
+            _refuse_what_the_site_lacks(self.params["account"], self.params["partition"], self.params["timeout_min"])
+        except slurm.NoSlurmError as error:
+            refuse(str(error))
 
     def _rehearse(self, runs: list[Run]) -> None:
         if not self.rehearse:
@@ -129,11 +134,15 @@ class ResumableSlurmLauncher(SlurmLauncher):
 
     def _refuse_those_under_way(self, study: Path, runs: list[Run]) -> None:
         """Two jobs of one run would wait for each other's directory."""
-        for standing in standings(study, slurm.ask_of(study)):
-            if standing.state in ALIVE and standing.run in {run.name for run in runs}:
+        try:
+            known = standings(study, slurm.ask_of(study))
+        except slurm.NoSlurmError as error:
+            refuse(str(error))
+        for one in known:
+            if one.state in ALIVE and one.run in {run.name for run in runs}:
                 refuse(
-                    f"{standing.run} is job {standing.job['job_id']}, {standing.state} (to end it: "
-                    f"python -m flash_grpo.jobs {study} --cancel {standing.run})"
+                    f"{one.run} is job {one.job['job_id']}, {one.state} (to end it: "
+                    f"python -m flash_grpo.jobs {study} --cancel {one.run})"
                 )
 
     def _parameters(self) -> dict[str, Any]:
@@ -144,33 +153,30 @@ class ResumableSlurmLauncher(SlurmLauncher):
         return {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in asked.items()}
 
 
+def _refuse_other_studies(study: Path, runs: list[Run]) -> None:
+    """What finds the runs again lies in one study."""
+    for run in runs:
+        there = os.path.dirname(os.path.abspath(run.directory))
+        if there != os.path.abspath(study):
+            refuse(
+                f"{run.name}: lies in {there}, the sweep in {study}; study and runs_root cannot be swept over on Slurm"
+            )
+
+
 def _refuse_what_the_site_lacks(account: str | None, partition: str | None, minutes: int) -> None:
     """What sbatch may take and then never start. An unknown partition it refuses itself."""
-    if account:
-        command = [
-            "sacctmgr",
-            "-nP",
-            "show",
-            "assoc",
-            f"user={getpass.getuser()}",
-            f"account={account}",
-            "format=account",
-        ]
-        known = subprocess.run(command, capture_output=True, text=True)
-        if known.returncode == 0 and not known.stdout.strip():
+    if account and shutil.which("sacctmgr"):
+        mine = (f"user={getpass.getuser()}", f"account={account}", "format=account")
+        if not slurm.asked("sacctmgr", "-nP", "show", "assoc", *mine).strip():
             refuse(f"hydra.launcher.account={account}: Slurm's accounting knows no such account of yours")
-    for line in _sinfo("%P|%l", partition):
+    chosen = ["-p", partition] if partition else []
+    for line in slurm.asked("sinfo", "-h", "-o", "%P|%l", *chosen).splitlines():
         name, longest = line.split("|")
         if (partition or name.endswith("*")) and minutes > _minutes(longest):
             refuse(
                 f"hydra.launcher.timeout_min={minutes}: partition {name.rstrip('*')} allows {_minutes(longest):.0f}; a run "
                 "that reaches its time limit goes on in the next start"
             )
-
-
-def _sinfo(columns: str, partition: str | None) -> list[str]:
-    chosen = ["-p", partition] if partition else []
-    return subprocess.run(["sinfo", "-h", "-o", columns, *chosen], capture_output=True, text=True).stdout.splitlines()
 
 
 def _minutes(limit: str) -> float:
@@ -210,20 +216,53 @@ def _line(run: Run, job: Any, code: Path) -> dict[str, Any]:
 def _wait(runs: list[Run], jobs: list[Any], study: Path) -> list[JobReturn]:
     for run, job in zip(runs, jobs, strict=True):
         run.job, run.began = job, time.monotonic()
-    board, asked = Board(running=list(runs)), time.monotonic()
+    board, watch = Board(running=list(runs)), _Watch(study)
     try:
         while board.running:
-            if time.monotonic() - asked > ASK_SLURM_S:
-                asked = time.monotonic()
-                board.running[0].job.watcher.update()  # of all jobs; submitit itself would ask ever more rarely
-            board.collect(over=_over)
+            board.collect(over=watch.over)
             time.sleep(1)
     except KeyboardInterrupt:
         log.warning("no longer waiting; %d runs go on: python -m flash_grpo.jobs %s", len(board.running), study)
         sys.exit(130)
     _write_bills(study)
     board.end()
-    return [run.job.results()[0] for run in runs]
+    return _completed(runs)
+
+
+def _completed(runs: list[Run]) -> list[JobReturn]:
+    return [JobReturn(overrides=run.overrides, status=JobStatus.COMPLETED) for run in runs]
+
+
+class _Watch:
+    """Which runs are over, and how, decided as the jobs command does it: from Slurm and their run.json together."""
+
+    def __init__(self, study: Path) -> None:
+        self.study, self.asked, self.seemed_over = study, 0.0, set()
+
+    def over(self, runs: list[Run]) -> list[tuple[Run, str]]:
+        """With why it is no success, empty if it is. What is not complete has to be over on two looks."""
+        soon = self.seemed_over or any(run.job.paths.result_pickle.exists() for run in runs)
+        if time.monotonic() - self.asked < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
+            return []
+        try:
+            answer, lines = slurm.ask_of(self.study), slurm.submitted(self.study)
+        except slurm.NoSlurmError as error:
+            log.warning("Slurm could not be asked (%s), and is asked again", error)
+            return []
+        finally:
+            self.asked = time.monotonic()
+        gone = [run for run in runs if lines[run.name][-1]["job_id"] not in answer.queued]
+        found = {run.name: standing(self.study / run.name, lines[run.name], answer) for run in gone}
+        ended = [run for run in gone if found[run.name].state in OVER]
+        sure = [run for run in ended if run.name in self.seemed_over or found[run.name].state == "complete"]
+        self.seemed_over = {run.name for run in ended}
+        return [(run, _why_no_success(found[run.name])) for run in sure]
+
+
+def _why_no_success(one: Standing) -> str:
+    if one.state == "complete":
+        return ""
+    return one.why if one.state == "failed" else f"{one.state}{f': {one.why}' if one.why else ''}"
 
 
 def _write_bills(study: Path) -> None:
@@ -235,19 +274,6 @@ def _write_bills(study: Path) -> None:
             time.sleep(1)
 
 
-def _over(runs: list[Run]) -> list[Run]:
-    """Those that ended and are not to start again: one whose node failed is NODE_FAIL in the accounting, but queues."""
-    done = [run for run in runs if run.job.done()]
-    if not done:
-        return []
-    queue = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True)
-    return [run for run in done if run.job.job_id not in queue.stdout.split()] if queue.returncode == 0 else []
-
-
 def _short(jobs: list[Any]) -> str:
     """12_0, 12_1, 12_2 are all elements of array 12."""
     return jobs[0].job_id.split("_")[0]
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
