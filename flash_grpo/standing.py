@@ -40,6 +40,7 @@ WAITS = {
 }
 KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the account", "Assoc": "a limit of the account"}
 KINDS |= {"ReqNodeNotAvail": "its nodes are down or reserved", "Nodes required": "its nodes are down or reserved"}
+RANK = re.compile(r"^\[rank\d+\]: ?")  # torch marks the lines of a traceback, where there are several ranks
 LOST_A_RANK = re.compile(r"gloo/transport|Dist(Backend|Network|Store)Error")
 ENDS = {
     "PREEMPTED": "was preempted",
@@ -178,7 +179,7 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], past: list[Start], 
         return "ending", "has left the queue; the accounting does not know its end yet"
     reason = _short(manifest.reason) if spoke else ""
     if last.state == "CANCELLED":
-        return "cancelled", reason
+        return "cancelled", reason or ("" if last.seconds else "before it started")
     if reason and not LOST_A_RANK.search(reason):
         return "interrupted" if manifest.status == "running" else "failed", reason
     return "failed", ENDS.get(last.state) or last_words(_texts(job))
@@ -243,7 +244,8 @@ def last_words(logs: list[str]) -> str:
 
 def _last_start(text: str) -> list[str]:
     lines = text.rpartition("- Starting with ")[2].split("\n")
-    return [line.rpartition("\r")[2].rstrip() for line in lines if line.strip()]
+    shown = [line.rpartition("\r")[2].rstrip() for line in lines if line.strip()]
+    return [RANK.sub("", line) for line in shown]
 
 
 def _exception(lines: list[str]) -> list[str]:

@@ -141,7 +141,8 @@ def test_a_rank_that_only_lost_another_is_believed_less_than_slurm(tmp_path):
     written(tmp_path, "failed", lost)
     folder = tmp_path / ".submitit/7_0"
     folder.mkdir()
-    log = ("Traceback (most recent call last):", lost, "srun: error: node01: task 1: Killed")
+    trace = ("Traceback (most recent call last):", '  File "x.py", line 1, in <module>', lost)
+    log = [*(f"[rank0]: {line}" for line in trace), "srun: error: node01: task 1: Killed"]
     (folder / "7_0_0_log.out").write_text("\n".join(log))
     (one,) = standings(tmp_path, ended("FAILED"))
     assert (one.state, one.why) == ("failed", "node01: task 1: Killed")

@@ -316,11 +316,10 @@ def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(sweep):
         ("hydra.launcher.account=nobody", "knows no such account of yours"),
         ("FLASH_GRPO_ACCOUNT=nobody", "knows no such account of yours"),
         ("FLASH_GRPO_PARTITION=nowhere", "Invalid partition"),
-        ("FLASH_GRPO_QOS=none", "Invalid qos"),
         ("FLASH_GRPO_CONSTRAINT=none", "Invalid feature"),
         ("SBATCH_PARTITION=nowhere", "Invalid partition"),  # a site's default, where nothing else is asked for
         ("seed=0,1 run_name=same", "one directory"),
-        ("study=study,other", "cannot be swept over"),
+        ("runs_root=.,other", "cannot be swept over"),
         ("run_name=a/b", "without a /"),
     ],
 )

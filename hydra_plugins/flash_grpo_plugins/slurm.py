@@ -155,11 +155,12 @@ class ResumableSlurmLauncher(SlurmLauncher):
 
 def _refuse_other_studies(study: Path, runs: list[Run]) -> None:
     """What finds the runs again lies in one study."""
+    here = os.path.abspath(study)
     for run in runs:
         there = os.path.dirname(os.path.abspath(run.directory))
-        if there != os.path.abspath(study):
+        if there != here:
             refuse(
-                f"{run.name}: lies in {there}, the sweep in {study}; study and runs_root cannot be swept over on Slurm"
+                f"{run.name}: lies in {there}, the sweep in {here}; study and runs_root cannot be swept over on Slurm"
             )
 
 
