@@ -398,7 +398,8 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
         if isinstance(error.__cause__, TypeError):
             raise ConfigError(f"{key}: {error.__cause__}") from error
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra's own: no such target
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+            why = str(error.__cause__ or error).partition(", set env")[0]
+            raise ConfigError(f"{key}: {' '.join(why.split())}") from error
         raise
 
 
