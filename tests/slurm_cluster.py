@@ -32,13 +32,17 @@ MARKS = [  # the `pytestmark` of a file of such tests
 
 
 @contextmanager
-def cluster_of(nodes: int, port: int, requeue_wait: int = 5) -> Iterator[dict[str, str]]:
-    """A cluster whose preemption sends SIGTERM; the environment in which every command goes to it.
+def cluster_of(
+    nodes: int, port: int, requeue_wait: int = 5, grace: int = GRACE, signal: str = "TERM"
+) -> Iterator[dict[str, str]]:
+    """A cluster whose preemption sends `signal`, and the kill after `grace` seconds; the environment in which every command
+    goes to it.
 
     requeue_wait: seconds; also how long a job may take to start before its credential expires.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
-    settings = {"DIR": folder, "NODES": nodes, "GRACE": GRACE, "REQUEUE_WAIT": requeue_wait, "PORT": port}
+    settings = {"DIR": folder, "NODES": nodes, "GRACE": grace, "REQUEUE_WAIT": requeue_wait, "PORT": port}
+    settings["USER_SIGNAL"] = int(signal == "USR2")
     environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
     try:
         subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)

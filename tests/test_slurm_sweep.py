@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from slurm_cluster import MARKS, ROOT, Study, eventually, what_was_computed
+from slurm_cluster import MARKS, PORT, ROOT, Study, cluster_of, eventually, what_was_computed
 
 from flash_grpo import checkpoint, run
 from flash_grpo.records import read_manifest, read_records
@@ -80,6 +80,27 @@ def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
     failed = read_manifest(one.directory(names["failing"]))
     assert (failed.status, "not finite" in failed.reason) == ("failed", True)
     assert [record["kind"] for record in read_records(one.directory(names["failing"]))][-1] == "failure"
+
+
+@pytest.fixture
+def other_cluster(request):
+    """A cluster with another way of preempting, in place of the one that the tests share."""
+    with cluster_of(nodes=1, port=PORT + 800, **request.param) as environment:
+        yield environment
+
+
+@pytest.mark.parametrize("other_cluster", [{"grace": 0}, {"signal": "USR2"}], indirect=True, ids=["no grace", "USR2"])
+def test_a_preempted_run_ends_bit_identically_however_the_site_preempts(other_cluster, tmp_path, small, undisturbed):
+    budget = ("seed=2", "budget.iterations=60", "evaluation.every=0.5", "checkpoint.every=5")
+    chosen = [one for one in small if "run_name" not in one]
+    one = Study(tmp_path, other_cluster, *chosen, *budget, "hydra.launcher={partition:preemptible,cpus_per_task:16}")
+    one.until_iteration("seed2", 12)
+    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    output, _ = one.launcher.communicate(timeout=WAIT_S)
+    assert one.launcher.returncode == 0, output
+    starts = read_manifest(one.directory("seed2")).starts
+    assert [start["iteration"] >= 10 for start in starts] == [False, True]
+    assert what_was_computed(one.directory("seed2")) == what_was_computed(undisturbed("whole", *budget))
 
 
 def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
