@@ -129,9 +129,8 @@ class Trainer:
         return Rollouts(
             batch=batch,
             condition_BMD=condition_BMD,
-            latent_BCFHW=latent_BCFHW,
             video_BFHWC=self.policy.decode(latent_BCFHW),
-            transitions=transitions,
+            transitions=transitions.cpu(),  # those of an iteration fill a GPU: method=full on 8 ranks makes 15 GB a rank
         )
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
@@ -213,8 +212,8 @@ class Trainer:
     def loss(
         self, taken: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, weight_N: torch.Tensor
     ) -> LossTerms:
-        """Replays the transitions' SDE steps under the present policy."""
-        x = taken.x_NCFHW
+        """Replays the transitions' SDE steps under the present policy, on its device."""
+        x = taken.x_NCFHW.to(condition_BMD.device)
         sigma, std, dt = (
             value[taken.step_N].to(x) for value in (self.schedule.sigma_S, self.schedule.std_T, self.schedule.dt_T)
         )
@@ -228,8 +227,8 @@ class Trainer:
             base_kl_N = gaussian_kl(mean, base_mean, sde_noise_std(std, dt))
             self.meter.count(forwards=forwards)
         return clipped_surrogate(
-            log_prob(taken.x_next_NCFHW, mean, std, dt),
-            taken.logp_old_N,
+            log_prob(taken.x_next_NCFHW.to(x), mean, std, dt),
+            taken.logp_old_N.to(x),
             advantage_N.to(x),
             weight_N.to(x),
             self.method.ratio_clip,

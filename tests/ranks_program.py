@@ -33,7 +33,7 @@ class NotingTrainer(Trainer):
             self.notes[batch.iteration, int(batch.prompt_B[row]), int(batch.sibling_B[row])] = {
                 "text": batch.text[row],
                 "steps": taken.step_N[mine].tolist(),
-                "latent": rollouts.latent_BCFHW[row].clone(),
+                "latent": taken.x_next_NCFHW[mine],
                 "advantage": float(advantage_PG[batch.prompt_B[row], batch.sibling_B[row]]),
             }
         return trained

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from flash_grpo import checkpoint, manifest, run
+from flash_grpo.distributed import Ranks
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
@@ -136,6 +137,24 @@ def _leave_after_one_piece(journal: Journal) -> None:
     first = vars(journal).setdefault("first", journal.pieces)
     if journal.pieces > first:
         raise Leave
+
+
+def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config, tmp_path, monkeypatch):
+    rollout, made = Trainer.rollout_at_once, []
+
+    def asked_to_stop_at_the_third(self, batch):
+        made.append(rollout(self, batch))
+        if len(made) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return made[-1]
+
+    monkeypatch.setattr(Trainer, "rollout_at_once", asked_to_stop_at_the_third)
+    with pytest.raises(run.Interrupted, match="in the middle"):
+        _start(config, tmp_path, "rollout.batch=2")
+    done = checkpoint.of_this_rank(tmp_path / "default/small", Ranks("cpu"))["done"]
+    kept = [done[f"rollouts/{index}"].video_BFHWC for index in range(3)]
+    assert [one.untyped_storage().nbytes() for one in kept] == [0, 0, 0]
+    assert all(one.video_BFHWC.numel() > 0 for one in made)
 
 
 def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_path, during):
