@@ -50,6 +50,7 @@ class Evaluation:
         journal = journal or Journal(ranks)
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
         mine = jobs[ranks.rank :: ranks.world_size]
+        policy.prefetch(texts[prompt] for prompt, _ in mine)
         show = shown([texts[prompt] for prompt, index in mine if index == 0]) if ranks.is_main else []
 
         def work(chunk: list[tuple[int, int]]) -> tuple[Scores | None, dict[str, torch.Tensor]]:

@@ -81,6 +81,8 @@ class Trainer:
     def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
         """The batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
         chunks, asked = batch.split(self.rollout_batch), {}
+        with self.meter.phase("rollout"):
+            self.policy.prefetch(batch.text)
         for index, chunk in enumerate(chunks):
             with self.meter.phase("rollout"):
                 part = self.journal.once(f"rollouts/{index}", partial(self.rollout_at_once, chunk))

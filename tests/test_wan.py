@@ -147,6 +147,45 @@ def test_text_is_encoded_once_and_the_encoder_is_not_loaded_again(policy, tmp_pa
     torch.testing.assert_close(again.encode(TEXTS), direct, rtol=0, atol=0)
 
 
+def test_texts_told_of_beforehand_bring_the_encoder_once(policy, tmp_path, monkeypatch):
+    direct, one = policy().encode(TEXTS), policy(embedding_cache=str(tmp_path))
+    encoder, came = one.encode._encoder_on_device, []
+    monkeypatch.setattr(one.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
+    one.prefetch(TEXTS)
+    for index, text in enumerate(TEXTS):
+        torch.testing.assert_close(one.encode([text])[0], direct[index], rtol=0, atol=0)
+    one.encode([one.negative_prompt])
+    assert len(came) == 1
+
+
+def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, wan_folder, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
+    prompts = [f"prompts.{part}={tmp_path / 'prompts.txt'}" for part in ("train", "test")]
+    chosen = ["model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, "model.dtype=float32"]
+    small = trainer(*chosen, f"model.embedding_cache={tmp_path / 'text'}", "prompts=file", *prompts,
+                    "reward=brightness", "optim=lora", "rollout.batch=1")  # fmt: skip
+    encoder, came = small.policy.encode._encoder_on_device, []
+    monkeypatch.setattr(small.policy.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
+    small.scored(small.layout.batch(1, list(TEXTS[:2]), rank=0))
+    assert len(came) == 1
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
+    direct = policy().encode(TEXTS)
+    one = policy(embedding_cache=str(tmp_path) if cache else None)
+    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
+    kept = one.encode._memory
+    assert list(kept) == list(TEXTS[2:])
+    assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in kept.values())
+    assert max(len(value) for value in kept.values()) < wan_pipeline.TEXT_TOKENS
+    one.encode(TEXTS[2:3])
+    one.encode(TEXTS[:1])
+    assert list(kept) == [TEXTS[2], TEXTS[0]]  # the one that was asked for longer ago went
+    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
+
+
 def test_another_encoder_does_not_read_the_cache(policy, wan_folder, tmp_path):
     first = policy(embedding_cache=str(tmp_path)).encode.file("a")
     weights = wan_folder / "text_encoder" / "model.safetensors"

@@ -97,6 +97,9 @@ class WanPolicy:
 
     encode: TextConditions | RandomConditions
 
+    def prefetch(self, texts: Iterable[str]) -> None:
+        self.encode.prefetch([*texts, self.negative_prompt])
+
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
         return self._guided(self.transformer, x_BCFHW, timestep_B, condition_BMD)
 
