@@ -189,6 +189,7 @@ class Run:
                 "evaluated": self.evaluated,
                 "evaluating": self.evaluating,
                 "pieces": trainer.journal.pieces,
+                "batches": self._batches(),
                 "inside_on_ranks": trainer.ranks.world_size if trainer.journal.done else 0,
                 "optimizer_steps": trainer.optimizer_steps,
                 "cost": vars(trainer.meter.cost),
@@ -210,7 +211,7 @@ class Run:
             trainer.meter.cost = Cost(**progress["cost"])
             trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
             if progress["inside_on_ranks"]:
-                self._resume_inside(progress["inside_on_ranks"])
+                self._resume_inside(progress["inside_on_ranks"], progress["batches"])
             log.info("continuing %s %s", self.directory, self._where())
         if trainer.ranks.is_main:
             self._records = RecordWriter(self.directory, state["progress"]["records_length"] if state else 0)
@@ -221,8 +222,20 @@ class Run:
             self.manifest.status, self.manifest.reason = "running", ""
             write_manifest(self.directory, self.manifest)
 
-    def _resume_inside(self, world_size: int) -> None:
+    def _batches(self) -> dict[str, int]:
+        """What the evaluation, or the iteration, under way is cut into pieces by."""
+        if self.evaluating:
+            return {"evaluation.sampler.batch": self.evaluation.batch}
+        return {"rollout.batch": self.trainer.rollout_batch, "training.batch": self.trainer.update_batch}
+
+    def _resume_inside(self, world_size: int, batches: dict[str, int]) -> None:
         trainer = self.trainer
+        if batches != self._batches():
+            raise ConfigError(
+                f"{self.directory} was left in the middle of micro-batches of other sizes: go on with "
+                f"{' '.join(f'{key}={size}' for key, size in batches.items())}, or delete its newest checkpoint, the one "
+                "with a +"
+            )
         if world_size != trainer.ranks.world_size:
             raise ConfigError(
                 f"{self.directory} was left in the middle of an iteration by {world_size} ranks, and only as many can go on "
