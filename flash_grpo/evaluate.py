@@ -94,7 +94,7 @@ class Evaluation:
             return None, None
         video = self._videos(policy, texts, chunk)
         asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk))
-        journal.wait(asked.ready)
+        journal.wait(lambda: asked.ready() and asked.get() is not None)  # one that failed says so here
         return video, asked.get()
 
     def _videos(self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]]) -> torch.Tensor:

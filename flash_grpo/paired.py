@@ -22,9 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from flash_grpo import cli
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
-from flash_grpo.evaluate import Evaluated, standard_error
+from flash_grpo.evaluate import Evaluated, Evaluation, standard_error
 from flash_grpo.export import known_run, saved_state
+from flash_grpo.journal import Journal, Leave
+from flash_grpo.policies import Policy
 from flash_grpo.records import write_atomically
+from flash_grpo.rewards import Reward, RewardError
 from flash_grpo.videos import read_vbench, vbench_name, write_mp4
 
 BASE = "BASE"
@@ -47,7 +50,8 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
             EMA(policy.trainable(), decay=0.0, every=1).load(state["ema"])
         (output / name).mkdir(parents=True, exist_ok=True)
         with open(_share(output / name, ranks.rank), "w") as file:
-            told[name] = evaluation(policy, reward, texts, ranks, keep=_Kept(output / name, file, evaluation.seed))
+            keep = _Kept(output / name, file, evaluation.seed)
+            told[name] = _evaluated(evaluation, policy, reward, texts, ranks, keep)
         ranks.barrier()
         if ranks.is_main:
             _join(output / name, texts, ranks.world_size)
@@ -57,6 +61,18 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
         print(_table(result))
         print(f"videos, manifest.jsonl and evaluation.json: {output}")
     return result
+
+
+def _evaluated(
+    evaluation: Evaluation, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks, keep
+) -> Evaluated:
+    """RewardError on every rank where there is one on any."""
+    journal = Journal(ranks)
+    try:
+        return evaluation(policy, reward, texts, ranks, keep=keep, journal=journal)
+    except Leave:
+        journal.raise_failure()
+        raise
 
 
 def _share(folder: Path, rank: int) -> Path:
@@ -187,6 +203,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         cfg, states, output = _asked(args)
         evaluate(_with_rewards(cfg, args.reward), states, output)
+    except RewardError as error:
+        sys.exit(f"stopped: {error}")
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

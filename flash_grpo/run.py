@@ -94,6 +94,7 @@ class Run:
                 self._save()
         except Leave:
             self._leave()
+            self.trainer.journal.raise_failure()
             raise Interrupted(f"saved {self._where()}; the same command continues this run") from None
 
     def _iterate(self, bar: tqdm) -> None:

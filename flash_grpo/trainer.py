@@ -89,7 +89,7 @@ class Trainer:
             with self.meter.phase("reward"):
                 if f"scores/{index}" not in self.journal.done:
                     asked[index] = ask(self.reward, part.video_BFHWC, chunk.text)
-                self._collect(asked)
+                self.journal.tried(lambda: self._collect(asked))
         with self.meter.phase("reward"):
             self.journal.wait(lambda: self._collect(asked))
         done = self.journal.done

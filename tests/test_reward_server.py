@@ -147,7 +147,7 @@ def test_a_server_that_stays_away_ends_the_call_with_a_clear_error(serving):
     server = serving()
     server.kill()
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*last checkpoint"):
+    with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*goes on where it was"):
         RemoteReward(urls=[server.url], give_up_after=1.0)(VIDEO, TEXTS)
     assert time.monotonic() - start < 5
 
@@ -189,8 +189,10 @@ def _restart(server):
     server.start()
 
 
-def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_from(serving, config, train, tmp_path):
-    calls, servers = [], []
+def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_made_again(
+    serving, train, tmp_path, monkeypatch
+):
+    calls, servers, made, make = [], [], [], Trainer.rollout_at_once
 
     def dies_for_good(video, text):
         calls.append(len(text))
@@ -199,17 +201,23 @@ def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_fro
             time.sleep(0.3)
         return ShapesReward()(video, text)
 
+    def noted(self, batch):
+        made.append((batch.iteration, tuple(batch.sibling_B.tolist()), tuple(batch.prompt_B.tolist())))
+        return make(self, batch)
+
+    monkeypatch.setattr(Trainer, "rollout_at_once", noted)
     servers.append(serving(dies_for_good))
     asked = _reward_of(servers[0].url, 2)
     with pytest.raises(RewardError, match="no answer"):
         train(*asked)
     directory = tmp_path / "default" / "small"
-    done = int(checkpoint.complete(directory)[-1].name)
+    done, _ = checkpoint.complete(directory)[-1].name.split("+")
     assert [record["kind"] for record in read_records(directory)][-1] == "failure"
     servers[0].start()
     train(*asked)
+    assert len(made) == len(set(made))
     iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
-    assert done < 3 and iterations == [1, 2, 3]
+    assert int(done) < 3 and iterations == [1, 2, 3]
     assert run.read_manifest(directory).status == "completed"
 
 

@@ -59,7 +59,7 @@ class RemoteReward:
         except (httpx.TransportError, _Busy) as error:
             raise RewardError(
                 f"reward server {url}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: {error}); start "
-                "it again and give the same command: the run continues from its last checkpoint"
+                "it again and give the same command: the run goes on where it was"
             ) from error
         if len(answer["total"]) != len(text):
             raise RewardError(f"reward server {url}: {len(answer['total'])} scores for {len(text)} videos")
