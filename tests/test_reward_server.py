@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+import tenacity
 import torch
 import uvicorn
 
@@ -15,7 +16,7 @@ from flash_grpo import checkpoint, run
 from flash_grpo.records import read_records
 from flash_grpo.rewards import RewardError
 from flash_grpo.rewards.brightness import brightness
-from flash_grpo.rewards.client import RemoteReward
+from flash_grpo.rewards.client import PATIENCE, RemoteReward
 from flash_grpo.rewards.serve import application, required_token
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
@@ -150,6 +151,60 @@ def test_a_server_that_stays_away_ends_the_call_with_a_clear_error(serving):
     with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*goes on where it was"):
         RemoteReward(urls=[server.url], give_up_after=1.0)(VIDEO, TEXTS)
     assert time.monotonic() - start < 5
+
+
+def test_where_one_server_is_away_another_one_scores(serving):
+    away, there = serving(), serving()
+    away.kill()
+    start = time.monotonic()
+    scores = RemoteReward(urls=[away.url, there.url], batch=1, give_up_after=30.0)(VIDEO, TEXTS)
+    torch.testing.assert_close(scores.total_B, brightness(VIDEO, TEXTS).total_B)
+    assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize(("rank", "asked"), [("0", [1, 0, 0]), ("1", [0, 1, 0]), ("5", [0, 0, 1])])
+def test_each_rank_begins_with_another_server(serving, monkeypatch, rank, asked):
+    calls = [0, 0, 0]
+
+    def counting(index):
+        def reward(video, text):
+            calls[index] += 1
+            return brightness(video, text)
+
+        return reward
+
+    monkeypatch.setenv("RANK", rank)
+    RemoteReward(urls=[serving(counting(index)).url for index in range(3)], batch=3)(VIDEO, TEXTS)
+    assert calls == asked
+
+
+def test_a_server_is_asked_again_soon_and_then_ever_more_slowly():
+    def waits(attempt):
+        state = tenacity.RetryCallState(None, None, (), {})
+        state.attempt_number = attempt
+        return [PATIENCE(state) for _ in range(50)]
+
+    assert 0.2 <= min(waits(1)) <= max(waits(1)) <= 1.2
+    assert 3.2 <= min(waits(5)) <= max(waits(5)) <= 4.2
+    assert 30 <= min(waits(20)) <= max(waits(20)) <= 31
+
+
+def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving):
+    def fails_or_takes_long(video, text):
+        if text == ("a",):
+            raise RuntimeError("out of memory")
+        time.sleep(2)
+        return brightness(video, text)
+
+    asked = RemoteReward(urls=[serving(fails_or_takes_long).url, serving(fails_or_takes_long).url], batch=1).ask(
+        VIDEO[:2], TEXTS[1::-1]
+    )
+    start = time.monotonic()
+    while not asked.ready():
+        time.sleep(0.01)
+    with pytest.raises(RewardError, match="out of memory"):
+        asked.get()
+    assert time.monotonic() - start < 1.5
 
 
 def _reward_of(url, give_up_after):
