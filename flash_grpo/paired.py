@@ -8,7 +8,11 @@ the reward and of each of its parts). Several ranks, started as those of a run, 
     python -m flash_grpo.evaluate RUN --reward remote reward.urls=[http://node7:8700]
     python -m flash_grpo.evaluate RUN --reward hpsv3 --reward pickscore reward.pickscore.every=1
     python -m flash_grpo.evaluate BASE recipe=wan21_1p3b prompts.train=a.txt prompts.test=b.txt     a model, no run
-    python -m flash_grpo.evaluate RUN --vbench RESULTS.json         what VBench said of the videos, for Table 1
+
+What VBench said of the videos, for Table 1; a file of some dimensions leaves the others as they are:
+
+    python -m flash_grpo.evaluate RUN --vbench RESULTS.json
+    python -m flash_grpo.evaluate RUN/evaluation/base --vbench RESULTS.json
 """
 
 import argparse
@@ -206,6 +210,17 @@ def _rewards(names: list[str], overrides: list[str]) -> dict[str, Any]:
     return composite if len(names) > 1 else parts[names[0]]
 
 
+def _keep_vbench(results: Path, folder: Path) -> None:
+    """Adds the results' dimensions to those that lie where analysis looks for them, and prints all."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such directory; name the one whose videos were judged")
+    read_vbench(results)
+    kept = folder / "vbench.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    write_atomically(kept, json.dumps(known | json.loads(results.read_text())))
+    print(json.dumps(read_vbench(kept), indent=1))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flash_grpo.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,11 +241,7 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         if args.vbench:
-            scores = read_vbench(args.vbench)
-            output = (args.output or Path(args.run)) / "vbench.json"  # where analysis looks for it
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, args.vbench.read_text())
-            print(json.dumps(scores, indent=1))
+            _keep_vbench(args.vbench, args.output or Path(args.run))
             return
         cfg, states, output = _asked(args)
         evaluate(cfg, states, output)
