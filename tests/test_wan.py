@@ -7,6 +7,7 @@ import pytest
 import torch
 import wan_pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hydra.utils import instantiate
 
 from flash_grpo import cli, keyed
@@ -225,6 +226,28 @@ def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, 
     with pytest.raises(ConfigError, match=told) as caught:
         build({**cfg.model, "revision": None, **options}, "model", device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
+
+
+def test_an_attention_backend_without_a_gradient_is_refused(policy, monkeypatch):
+    monkeypatch.setattr(
+        _AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE
+    )  # global in diffusers
+    assert policy(attention="_native_math").transformer
+    name, backends = AttentionBackendName._NATIVE_MATH, _AttentionBackendRegistry._backends
+    backend = backends[name]
+
+    def fails(*args, **more):
+        raise RuntimeError("no\nbackward")
+
+    def in_part(query, key, value, **more):
+        return backend(query.detach(), key, value, **more)
+
+    for without, told in ((lambda *args, **more: backend(*args, **more).detach(), "RuntimeError: element 0"),
+                          (in_part, "here; native does"), (fails, "RuntimeError: no")):  # fmt: skip
+        monkeypatch.setitem(backends, name, without)
+        with pytest.raises(ValueError, match=r"model\.attention=_native_math: it gives no gradient here") as caught:
+            policy(attention="_native_math")
+        assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_two_experts_are_refused(wan_folder, policy):
