@@ -1,8 +1,9 @@
 """`python -m flash_grpo.evaluate RUN`: a run's checkpoints against its base model, paired, on the held-out prompts.
 
 Makes the videos of each from the same noise, writes them under VBench's names to RUN/evaluation/{base,000120}/, with
-manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (means, standard errors, paired differences of
-the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write the same.
+manifest.jsonl (a line per video: file, prompt, its metadata, scores), and evaluation.json (means, standard errors, paired
+differences of the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write
+the same.
 
     python -m flash_grpo.evaluate RUN evaluation.sampler.noises_per_prompt=5
     python -m flash_grpo.evaluate RUN --reward remote reward.urls=[http://node7:8700]
@@ -48,7 +49,8 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
 
     ranks = Ranks(device(cfg))
     evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
-    texts = tuple(dict.fromkeys(build(cfg.prompts, "prompts").test))
+    prompts = build(cfg.prompts, "prompts")
+    texts = tuple(dict.fromkeys(prompts.test))
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.get("lora"))
     told = {}
     for name, state in states.items():
@@ -56,7 +58,7 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
             EMA(policy.trainable(), decay=0.0, every=1).load(state["ema"])
         (output / name).mkdir(parents=True, exist_ok=True)
         with open(_share(output / name, ranks.rank), "w") as file:
-            keep = _Kept(output / name, file, evaluation.seed)
+            keep = _Kept(output / name, file, evaluation.seed, prompts.metadata)
             told[name] = _evaluated(evaluation, policy, reward, texts, ranks, keep)
         ranks.barrier()
         if ranks.is_main:
@@ -99,13 +101,14 @@ def _join(folder: Path, texts: tuple[str, ...], world_size: int) -> None:
 class _Kept:
     """Writes each video and its line of the manifest."""
 
-    def __init__(self, folder: Path, manifest, seed: int):
-        self.folder, self.manifest, self.seed = folder, manifest, seed
+    def __init__(self, folder: Path, manifest, seed: int, metadata: dict[str, dict[str, Any]]):
+        self.folder, self.manifest, self.seed, self.metadata = folder, manifest, seed, metadata
 
     def __call__(self, text: str, index: int, video, score: float, parts: dict[str, float]) -> None:
         file = self.folder / "videos" / vbench_name(text, index)
         write_mp4(file, video)
         line = {"file": str(file.relative_to(self.folder)), "prompt": text, "index": index, "seed": self.seed}
+        line |= {"metadata": self.metadata[text]} if text in self.metadata else {}
         self.manifest.write(json.dumps({**line, "reward": score, "parts": parts}) + "\n")
 
 

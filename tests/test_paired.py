@@ -146,6 +146,16 @@ def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, 
     assert len(_manifest(tmp_path, "base")) == 4  # tiny: four noises
 
 
+def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
+    known = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
+    file = tmp_path / "test.jsonl"
+    file.write_text(
+        "".join(json.dumps(one) + "\n" for one in ({"prompt": CAPTIONS[0], **known}, {"prompt": CAPTIONS[1]}))
+    )
+    main([str(finished), f"prompts.test={file}", "--output", str(tmp_path)])
+    assert [line.get("metadata") for line in _manifest(tmp_path, "000002")] == [known, None]
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
