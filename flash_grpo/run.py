@@ -395,6 +395,8 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     """Checks everything that can be checked, cheap things first, and only then loads the model."""
     torch.set_num_threads(cfg.threads)
+    if ranks.is_main and (told := tiny_sizes(cfg)):
+        log.warning(told)
     schedule, method, prompts, layout = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
@@ -417,6 +419,17 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
         rollout_batch=cfg.rollout.batch,
         update_batch=cfg.training.batch,
     )
+
+
+def tiny_sizes(cfg: DictConfig) -> str:
+    """What of the tiny world's sizes a large model is left with; empty where there is none."""
+    found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
+    found += [
+        f"{key}={size}" for key in ("rollout.batch", "training.batch") if (size := OmegaConf.select(cfg, key)) > 16
+    ]
+    if not found or "architecture" not in cfg.model:
+        return ""
+    return f"model.path={cfg.model.path} with the tiny world's sizes: {', '.join(found)}; recipe=wan21_1p3b has the release's"
 
 
 def policy_of(config: dict[str, Any], device: str) -> Policy:

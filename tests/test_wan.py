@@ -172,6 +172,24 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("optim", "told"),
+    [
+        (
+            "tiny",
+            "the tiny world's sizes: every weight is trained (optim=lora), rollout.batch=64, training.batch=64; recipe=",
+        ),
+        ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64; recipe="),
+    ],
+)
+def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, told):
+    trainer("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, f"optim={optim}", "reward=brightness")
+    assert told in caplog.text
+    caplog.clear()
+    trainer()
+    assert "sizes" not in caplog.text
+
+
 def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
     monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
     direct = policy().encode(TEXTS)
