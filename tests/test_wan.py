@@ -171,7 +171,6 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
     assert len(came) == 1
 
 
-@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize(
     ("optim", "told"),
     [
@@ -190,6 +189,7 @@ def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_fold
     assert "sizes" not in caplog.text
 
 
+@pytest.mark.parametrize("cache", [True, False])
 def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
     monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
     direct = policy().encode(TEXTS)
