@@ -301,6 +301,19 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     assert told[0] == told[1]
 
 
+def test_what_the_servers_compute_is_part_of_the_cost_and_of_an_evaluations_own(serving, train):
+    def costly(video, text):
+        return Scores(total_B=ShapesReward()(video, text).total_B, parts={}, device_seconds=1000.0)
+
+    directory = train(*_reward_of(serving(costly).url, 30), "budget.iterations=2", "rollout.batch=4", "reward.batch=2")
+    told = {(one["kind"], one["iteration"]): one for one in read_records(directory)}
+    training = [told["iteration", iteration]["cost"]["device_seconds"] for iteration in (1, 2)]
+    assert training == pytest.approx([4000, 8000], abs=200)  # eight videos an iteration, two in a request
+    assert told["evaluation", 2]["cost"]["device_seconds"] == training[1]
+    evaluations = [told["evaluation", iteration]["evaluation_seconds"] for iteration in (0, 2)]
+    assert evaluations == pytest.approx([16000, 32000], abs=200)  # 32 videos each
+
+
 def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, tmp_path):
     server = serving()
     asked = _reward_of(server.url, 600)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -26,10 +27,8 @@ def policy(wan_folder, tmp_path):
     """`policy(dtype="bfloat16")`: the small pipeline as a policy."""
 
     def loaded(**options):
-        options = {"guidance": 4.5, "device": torch.device("cpu"), **options}
-        return WanPolicy(
-            path=str(wan_folder), frames=5, height=32, width=32, max_text_tokens=wan_pipeline.TEXT_TOKENS, **options
-        )
+        options = {"guidance": 4.5, "device": torch.device("cpu"), "height": 32, "width": 32, **options}
+        return WanPolicy(path=str(wan_folder), frames=5, max_text_tokens=wan_pipeline.TEXT_TOKENS, **options)
 
     return loaded
 
@@ -223,6 +222,32 @@ def test_tiles_and_slices_decode_the_same_shape(policy):
     whole, parts = policy().decode(x), policy(tiling=True, slicing=True).decode(x)
     assert whole.shape == (2, 5, 32, 32, 3) and whole.dtype == torch.uint8
     assert (whole.int() - parts.int()).abs().max() <= 1  # smaller than a tile; one at a time rounds otherwise
+
+
+def test_tiles_of_a_video_larger_than_one_decode_to_nearly_the_same(policy):
+    x = keyed.normal(policy(height=320).latent_shape, "tiles")[None]
+    whole, tiled = (policy(height=320, tiling=tiling).codec.decode(x) for tiling in (False, True))
+    assert tiled.shape == whole.shape == (1, 5, 320, 32, 3)
+    apart = (tiled - whole).abs()
+    assert 0 < apart.mean() < 0.05 * whole.std()  # the VAE's attention and the tiles' edges see less
+    assert apart[:, :, :128].mean() < 0.02 * whole.std()  # far from the edge
+
+
+def test_compiled_blocks_compute_the_same(policy, monkeypatch):
+    """Captured with their backward, not translated to C++, which takes half a minute."""
+    compiled = WanTransformer3DModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        WanTransformer3DModel, "compile_repeated_blocks", lambda self: compiled(self, backend="aot_eager")
+    )
+    captured = Counter(torch._dynamo.utils.counters["stats"])
+    told = []
+    for compile in (False, True):
+        one = _perturbed(policy(lora=LORA, compile=compile))
+        velocity = one.velocity(*_velocity_inputs(one))
+        velocity.square().mean().backward()
+        told.append((velocity.detach(), {name: value.grad for name, value in one.trainable().items()}))
+    torch.testing.assert_close(*told, atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > captured["unique_graphs"]
 
 
 @pytest.mark.parametrize(
