@@ -45,11 +45,11 @@ def from_files(train: str, test: str) -> Prompts:
 
     Duplicates, and held-out prompts that are trained on too, are reported and stay: the files are the user's.
     """
-    read = _read("test", test)
+    trained, held_out = _read("train", train), _read("test", test)
     prompts = Prompts(
-        train=tuple(one["prompt"] for one in _read("train", train)),
-        test=tuple(one["prompt"] for one in read),
-        metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in read if len(one) > 1},
+        train=tuple(one["prompt"] for one in trained),
+        test=tuple(one["prompt"] for one in held_out),
+        metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in held_out if len(one) > 1},
     )
     for told in oddities(prompts):
         log.warning(told)
