@@ -14,7 +14,7 @@ from typing import Any
 
 from flash_grpo.records import MANIFEST, RECORDS
 
-KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json")
+KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json", "evaluation/base/vbench.json")
 SUFFIX = ".tar.xz"
 
 

@@ -12,19 +12,30 @@ from analysis.statistics import Estimate, mean_estimate
 from analysis.study import Study
 
 PAPER = Path(__file__).parent / "paper"
-VBENCH_FILE = "vbench.json"
+VBENCH_FILE, BASE = "vbench.json", "evaluation/base"
+BASE_ROW = "Wan2.1-T2V-1.3B (official)"
+ARCHITECTURE = {"num_attention_heads": 12, "num_layers": 30}  # of Wan2.1 1.3B, whatever its folder is called
 VBENCH = ("aesthetic_quality", "imaging_quality", "subject_consistency", "object_class")
 METHOD_OF = {"Flow-GRPO": "full", "Flow-GRPO-Fast1": "window", "Flash-GRPO": "flash"}
 LAYOUT = {"fig4": ("window", "flash"), "fig5": ("full", "flash")}
 
 
 def matches_paper(study: Study) -> bool:
-    """Whether a study is of the paper's model and reward: Wan2.1 1.3B scored by HPSv3."""
+    """Whether a study is of the paper's model and reward: Wan2.1 1.3B scored by HPSv3, in its own process or in another."""
 
     def is_same(run: object) -> bool:
-        return "1.3b" in run.model.lower() and "hps" in json.dumps(run.config.get("reward", "")).lower()
+        told = run.config.get("model", {}).get("architecture") or {}
+        return "1.3b" in run.model.lower() or told.items() >= ARCHITECTURE.items()
 
-    return len(study.runs) > 0 and all(is_same(run) for run in study.runs.itertuples())
+    return (
+        len(study.runs) > 0 and all(is_same(run) for run in study.runs.itertuples()) and _is_hpsv3s(study.evaluations)
+    )
+
+
+def _is_hpsv3s(evaluations: pd.DataFrame) -> bool:
+    """Whether the reward is its part of this name, and nothing beside it."""
+    part = evaluations.get("reward_parts.hpsv3")
+    return part is not None and np.allclose(part, evaluations["reward_mean"], rtol=1e-4)
 
 
 def paper_curves(figure: str, split: str) -> dict[str, pd.DataFrame]:
@@ -79,7 +90,12 @@ def vbench_scores(run_dir: Path) -> dict[str, float]:
 
 
 def has_vbench(study: Study) -> bool:
-    return any((path / VBENCH_FILE).exists() for path in study.runs["path"])
+    return any((path / of / VBENCH_FILE).exists() for path in study.runs["path"] for of in (".", BASE))
+
+
+def base_scores(study: Study) -> dict[str, float]:
+    """Of the model before training, which is every run's."""
+    return next((scores for path in study.runs["path"] if (scores := vbench_scores(path / BASE))), {})
 
 
 def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
@@ -91,6 +107,8 @@ def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             _table1_row(item.method, "paper", "1", item.gpu_hours, {name: getattr(item, name) for name in VBENCH})
         )
+        if item.method == BASE_ROW and (base := base_scores(study)):
+            rows.append(_table1_row("Base model", "this study", "1", np.nan, base))
         if (method := METHOD_OF.get(item.method)) in set(ours.get("arm", ())):
             rows.append(_study_row(item.method, ours[ours["arm"] == method]))
     others = ours[~ours["arm"].isin(METHOD_OF.values())] if len(ours) else ours

@@ -32,6 +32,8 @@ RUN_COLUMNS = (
 )
 # Settings that may differ between the seeds of one arm without making them different experiments.
 BOOKKEEPING = ("seed", "study", "run_name", "runs_root", "device", "threads", "budget", "checkpoint", "slurm")
+BOOKKEEPING += ("rollout.batch", "training.batch", "evaluation.sampler.batch", "optim.lora.seed")
+BOOKKEEPING += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
 def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
     flat = {}
     for key, value in config.items() if isinstance(config, dict) else ():
-        if prefix or key not in BOOKKEEPING:
+        if f"{prefix}{key}" not in BOOKKEEPING:
             flat |= (
                 _flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
             )

@@ -30,10 +30,11 @@ def bench(cfg: DictConfig) -> None:
     trainer = prepare_trainer(cfg, Ranks(device(cfg)))
     text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
     rollouts = trainer.rollout(trainer.layout.batch(1, text_P, trainer.ranks.rank))
+    latent_BCFHW = torch.randn(len(rollouts.batch), *trainer.policy.latent_shape).to(rollouts.condition_BMD.device)
     parts = {
-        "forwards": lambda: _forwards(trainer, rollouts),
+        "forwards": lambda: _forwards(trainer, latent_BCFHW, rollouts.condition_BMD),
         "update": lambda: _update(trainer, rollouts),
-        "decode": lambda: _in_batches(trainer.rollout_batch, trainer.policy.decode, rollouts.latent_BCFHW),
+        "decode": lambda: _in_batches(trainer.rollout_batch, trainer.policy.decode, latent_BCFHW),
         "reward": lambda: trainer.reward(rollouts.video_BFHWC, rollouts.batch.text),
     }
     trainer.iterate(1)
@@ -61,12 +62,11 @@ def bench(cfg: DictConfig) -> None:
 
 
 @torch.no_grad()
-def _forwards(trainer, rollouts: Rollouts) -> None:
+def _forwards(trainer, x_BCFHW: torch.Tensor, condition_BMD: torch.Tensor) -> None:
     """As many velocities as the rollout asks for."""
     for timestep in trainer.schedule.timestep_T:
-        for rows in torch.arange(len(rollouts.batch)).split(trainer.rollout_batch):
-            x, condition = rollouts.latent_BCFHW[rows], rollouts.condition_BMD[rows]
-            trainer.policy.velocity(x, timestep.expand(len(rows)), condition)
+        for rows in torch.arange(len(x_BCFHW)).split(trainer.rollout_batch):
+            trainer.policy.velocity(x_BCFHW[rows], timestep.expand(len(rows)), condition_BMD[rows])
 
 
 def _update(trainer, rollouts: Rollouts) -> None:
@@ -75,7 +75,8 @@ def _update(trainer, rollouts: Rollouts) -> None:
     for rows in torch.arange(len(taken)).split(trainer.update_batch):
         timestep_N = trainer.schedule.timestep_T[taken.step_N[rows]]
         condition = rollouts.condition_BMD[taken.rollout_N[rows]]
-        trainer.policy.velocity(taken.x_NCFHW[rows], timestep_N, condition).square().mean().backward()
+        x = taken.x_NCFHW[rows].to(condition.device)
+        trainer.policy.velocity(x, timestep_N, condition).square().mean().backward()
     trainer.optimizer.zero_grad()
 
 

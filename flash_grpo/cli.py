@@ -24,8 +24,9 @@ SWEEP = ("-m", "--multirun")
 NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
 PLACE = ("study", "runs_root", "run_name", "sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
-PLACE += ("detach",)
-REACH = ("budget", "checkpoint", "measure", "hydra")  # how far a run goes, not which one it is
+PLACE += ("detach", "rollout.batch", "training.batch", "evaluation.sampler.batch")
+PLACE += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
+REACH = ("budget", "checkpoint", "measure", "server", "bench", "hydra")  # how far a run goes, not which one it is
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:

@@ -34,9 +34,13 @@ class Ranks:
 
     def from_main(self, value: Any) -> Any:
         """The main rank's value, on every rank."""
+        return self.from_rank(0, value)
+
+    def from_rank(self, rank: int, value: Any) -> Any:
+        """That rank's value, on every rank."""
         told = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(told, device=self.device)
+            dist.broadcast_object_list(told, src=rank, device=self.device)
         return told[0]
 
     def barrier(self) -> None:

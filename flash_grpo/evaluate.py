@@ -50,6 +50,7 @@ class Evaluation:
         journal = journal or Journal(ranks)
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
         mine = jobs[ranks.rank :: ranks.world_size]
+        policy.prefetch(texts[prompt] for prompt, _ in mine)
         show = shown([texts[prompt] for prompt, index in mine if index == 0]) if ranks.is_main else []
 
         def work(chunk: list[tuple[int, int]]) -> tuple[Scores | None, dict[str, torch.Tensor]]:
@@ -96,7 +97,7 @@ class Evaluation:
             return None, None
         video = self._videos(policy, texts, chunk, journal)
         asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk))
-        journal.wait(asked.ready)
+        journal.wait(lambda: asked.ready() and asked.get() is not None)  # one that failed says so here
         return video, asked.get()
 
     def _videos(

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from flash_grpo.distributed import Ranks
+from flash_grpo.rewards import RewardError
 
 Result = TypeVar("Result")
 POLL_S = 0.05
 
 
 class Leave(Exception):
-    """Asked to stop, on any rank. Everything that the journal holds is done."""
+    """Asked to stop, or without a reward, on any rank. Everything that the journal holds is done."""
 
 
 class Journal:
@@ -27,6 +30,7 @@ class Journal:
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.asked = ranks, lambda: False
+        self.failure: RewardError | None = None
         self.done: dict[str, Any] = {}
         self.pieces = 0
 
@@ -42,10 +46,25 @@ class Journal:
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Until all ranks are ready, for something that others compute."""
-        while self.ranks.any(not ready()):
+        while self.ranks.any(not self.tried(ready)):
             self.leave_if_asked()
             time.sleep(POLL_S)
 
+    def tried(self, ready: Callable[[], bool]) -> bool:
+        """Whether it is ready; never, once it has failed here, and then all ranks leave at the next piece."""
+        if self.failure is None:
+            try:
+                return ready()
+            except RewardError as error:
+                self.failure = error
+        return False
+
     def leave_if_asked(self) -> None:
-        if self.ranks.any(self.asked()):
+        if self.ranks.any(self.asked() or self.failure is not None):
             raise Leave
+
+    def raise_failure(self) -> None:
+        """On every rank, where one has failed: what the last of those said."""
+        failed = int(self.ranks.max(torch.tensor(-1 if self.failure is None else self.ranks.rank)))
+        if failed >= 0:
+            raise RewardError(self.ranks.from_rank(failed, str(self.failure))) from self.failure

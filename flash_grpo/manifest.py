@@ -21,6 +21,8 @@ from flash_grpo.types import FlowSchedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
 NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach", "server", "bench")
+NOT_IDENTITY += ("rollout.batch", "training.batch", "evaluation.sampler.batch")
+NOT_IDENTITY += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -44,13 +46,16 @@ def describe(config: dict[str, Any], run_name: str, schedule: FlowSchedule, rank
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What may not change when a run continues: all but where it lies, how far it goes and how often it is saved."""
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    """What may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
+    saved, how much is computed at once, and where its reward servers are.
+    """
+    left_out = tuple(f"{key}." for key in NOT_IDENTITY)
+    return {key: value for key, value in flat(config).items() if not f"{key}.".startswith(left_out)}
 
 
 def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
     """ValueError naming the keys in which the directory's run differs from the wanted one."""
-    old, new = flat(identity(known)), flat(identity(wanted))
+    old, new = identity(known), identity(wanted)
     differing = [
         f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
         for key in sorted(old.keys() | new.keys())

@@ -1,16 +1,22 @@
 """`python -m flash_grpo.evaluate RUN`: a run's checkpoints against its base model, paired, on the held-out prompts.
 
 Makes the videos of each from the same noise, writes them under VBench's names to RUN/evaluation/{base,000120}/, with
-manifest.jsonl (a line per video: file, prompt, scores), and evaluation.json (means, standard errors, paired differences of
-the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write the same.
+manifest.jsonl (a line per video: file, prompt, its metadata, scores), and evaluation.json (means, standard errors, paired
+differences of the reward and of each of its parts). Several ranks, started as those of a run, share the videos and write
+the same.
 
-    python -m flash_grpo.evaluate RUN --reward hpsv3 --reward pickscore evaluation.sampler.noises_per_prompt=5
+    python -m flash_grpo.evaluate RUN evaluation.sampler.noises_per_prompt=5
+    python -m flash_grpo.evaluate RUN --reward remote reward.urls=[http://node7:8700]
+    python -m flash_grpo.evaluate RUN --reward hpsv3 --reward pickscore reward.pickscore.every=1
     python -m flash_grpo.evaluate BASE recipe=wan21_1p3b prompts.train=a.txt prompts.test=b.txt     a model, no run
-    python -m flash_grpo.evaluate RUN --vbench RESULTS.json         what VBench said of the videos, for Table 1
+
+What VBench said of the videos, for Table 1; a file of some dimensions leaves the others as they are:
+
+    python -m flash_grpo.evaluate RUN --vbench RESULTS.json
+    python -m flash_grpo.evaluate RUN/evaluation/base --vbench RESULTS.json
 """
 
 import argparse
-import copy
 import json
 import sys
 from pathlib import Path
@@ -23,9 +29,13 @@ from flash_grpo import cli
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.ending import end_at_once
-from flash_grpo.evaluate import Evaluated, standard_error
+from flash_grpo.evaluate import Evaluated, Evaluation, standard_error
 from flash_grpo.export import known_run, saved_state
+from flash_grpo.journal import Journal, Leave
+from flash_grpo.policies import Policy
 from flash_grpo.records import write_atomically
+from flash_grpo.rewards import Reward, RewardError
+from flash_grpo.rollout import DivergedError
 from flash_grpo.videos import read_vbench, vbench_name, write_mp4
 
 BASE = "BASE"
@@ -40,7 +50,8 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
 
     ranks = Ranks(device(cfg))
     evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
-    texts = tuple(dict.fromkeys(build(cfg.prompts, "prompts").test))
+    prompts = build(cfg.prompts, "prompts")
+    texts = tuple(dict.fromkeys(prompts.test))
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.get("lora"))
     told = {}
     for name, state in states.items():
@@ -48,7 +59,8 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
             EMA(policy.trainable(), decay=0.0, every=1).load(state["ema"])
         (output / name).mkdir(parents=True, exist_ok=True)
         with open(_share(output / name, ranks.rank), "w") as file:
-            told[name] = evaluation(policy, reward, texts, ranks, keep=_Kept(output / name, file, evaluation.seed))
+            keep = _Kept(output / name, file, evaluation.seed, prompts.metadata)
+            told[name] = _evaluated(evaluation, policy, reward, texts, ranks, keep)
         ranks.barrier()
         if ranks.is_main:
             _join(output / name, texts, ranks.world_size)
@@ -60,6 +72,18 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
     if ranks.world_size > 1:
         end_at_once(0)
     return result
+
+
+def _evaluated(
+    evaluation: Evaluation, policy: Policy, reward: Reward, texts: tuple[str, ...], ranks: Ranks, keep
+) -> Evaluated:
+    """RewardError on every rank where there is one on any."""
+    journal = Journal(ranks)
+    try:
+        return evaluation(policy, reward, texts, ranks, keep=keep, journal=journal)
+    except Leave:
+        journal.raise_failure()
+        raise
 
 
 def _share(folder: Path, rank: int) -> Path:
@@ -80,13 +104,14 @@ def _join(folder: Path, texts: tuple[str, ...], world_size: int) -> None:
 class _Kept:
     """Writes each video and its line of the manifest."""
 
-    def __init__(self, folder: Path, manifest, seed: int):
-        self.folder, self.manifest, self.seed = folder, manifest, seed
+    def __init__(self, folder: Path, manifest, seed: int, metadata: dict[str, dict[str, Any]]):
+        self.folder, self.manifest, self.seed, self.metadata = folder, manifest, seed, metadata
 
     def __call__(self, text: str, index: int, video, score: float, parts: dict[str, float]) -> None:
         file = self.folder / "videos" / vbench_name(text, index)
         write_mp4(file, video)
         line = {"file": str(file.relative_to(self.folder)), "prompt": text, "index": index, "seed": self.seed}
+        line |= {"metadata": self.metadata[text]} if text in self.metadata else {}
         self.manifest.write(json.dumps({**line, "reward": score, "parts": parts}) + "\n")
 
 
@@ -134,32 +159,72 @@ def _signed(gain: dict[str, float | None]) -> str:
 
 
 def _asked(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, Any] | None], Path]:
-    """The configuration, the weights by name, and where to write."""
+    """The configuration, the weights by name, and where to write. `reward=NAME` is `--reward NAME`."""
+    names = args.reward + [item.partition("=")[2] for item in args.overrides if item.startswith("reward=")]
+    own = [item for item in args.overrides if item.lstrip("+").startswith("reward.")]
+    others = [item for item in args.overrides if item not in own and not item.startswith("reward=")]
+    reward = _rewards(names, own) if names else None
+    others += [] if names else own
     if args.run == BASE:
-        cfg = cli.composed_outside(args.overrides)
-        return cfg, {"base": None}, args.output or Path(str(cfg.runs_root), str(cfg.study), "base")
-    manifest = known_run(Path(args.run))
-    states = [saved_state(Path(args.run), iteration) for iteration in args.iteration or [None]]
-    cfg = OmegaConf.merge(manifest.config, OmegaConf.from_dotlist(args.overrides))
-    named = {f"{state['progress']['iteration']:06d}": state for state in states}
-    return cfg, {"base": None, **named}, args.output or Path(args.run) / "evaluation"
+        cfg, states = cli.composed_outside(others), {}
+        output = Path(str(cfg.runs_root), str(cfg.study), "base")
+    else:
+        manifest, output = known_run(Path(args.run)), Path(args.run) / "evaluation"
+        saved = [saved_state(Path(args.run), iteration) for iteration in args.iteration or [None]]
+        cfg = _changed(OmegaConf.create(manifest.config), others)
+        states = {f"{state['progress']['iteration']:06d}": state for state in saved}
+    if reward:
+        OmegaConf.set_struct(cfg, False)
+        cfg.reward = reward
+    return cfg, {"base": None, **states}, args.output or output
 
 
-def _with_rewards(cfg: DictConfig, names: list[str]) -> DictConfig:
-    """Several rewards at once are a sum with equal weights, whose parts tell them apart."""
-    if not names:
-        return cfg
-    parts = {name: OmegaConf.to_container(cli.composed_outside([f"reward={name}"]).reward) for name in names}
+def _changed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """A run's configuration with other values, prompts or evaluation; its interpolations are resolved already."""
+    for item in overrides:
+        key, given, _ = item.lstrip("+").partition("=")
+        if not given:
+            raise ValueError(f"{item}: expected key=value")
+        if key in ("prompts", "evaluation"):
+            cfg[key] = OmegaConf.to_container(cli.composed_outside([item])[key])
+        elif key in cli.GROUPS or OmegaConf.is_dict(cfg.get(key)):
+            raise ValueError(f"{item}: of a run only reward, prompts and evaluation can be chosen anew")
+        else:
+            cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([item.lstrip("+")]))
+    return cfg
+
+
+def _rewards(names: list[str], overrides: list[str]) -> dict[str, Any]:
+    """Several rewards at once are a sum with equal weights, whose parts tell them apart.
+
+    overrides: `reward.key=value`; of several rewards `reward.NAME.key=value`, with the name of the one that is meant.
+    """
+    parts = {}
+    for name in names:
+        mine = [item for item in overrides if len(names) == 1 or item.lstrip("+").startswith(f"reward.{name}.")]
+        own = [item.replace(f"reward.{name}.", "reward.", 1) for item in mine]
+        parts[name] = OmegaConf.to_container(cli.composed_outside([f"reward={name}", *own]).reward)
+        overrides = [item for item in overrides if item not in mine]
+    if overrides:
+        raise ValueError(f"{overrides[0]}: of which reward? reward.NAME.key=value, NAME one of {', '.join(names)}")
     composite = {
         "_target_": "flash_grpo.rewards.composite.CompositeReward",
         "_convert_": "all",  # rewards that are dataclasses stay what they are
         "rewards": parts,
         "weights": dict.fromkeys(names, 1.0),
     }
-    chosen = copy.deepcopy(cfg)
-    OmegaConf.set_struct(chosen, False)
-    chosen.reward = composite if len(names) > 1 else parts[names[0]]
-    return chosen
+    return composite if len(names) > 1 else parts[names[0]]
+
+
+def _keep_vbench(results: Path, folder: Path) -> None:
+    """Adds the results' dimensions to those that lie where analysis looks for them, and prints all."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such directory; name the one whose videos were judged")
+    read_vbench(results)
+    kept = folder / "vbench.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    write_atomically(kept, json.dumps(known | json.loads(results.read_text())))
+    print(json.dumps(read_vbench(kept), indent=1))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -182,14 +247,12 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         if args.vbench:
-            scores = read_vbench(args.vbench)
-            output = (args.output or Path(args.run)) / "vbench.json"  # where analysis looks for it
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, args.vbench.read_text())
-            print(json.dumps(scores, indent=1))
+            _keep_vbench(args.vbench, args.output or Path(args.run))
             return
         cfg, states, output = _asked(args)
-        evaluate(_with_rewards(cfg, args.reward), states, output)
+        evaluate(cfg, states, output)
+    except (RewardError, DivergedError) as error:
+        sys.exit(f"stopped: {error}")
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -3,8 +3,9 @@
 import json
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +17,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Texts to train on and held-out texts to evaluate on."""
+    """Texts to train on and held-out texts to evaluate on. metadata: what else is known of a held-out text, by text."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def drawn(self, iteration: int, num_prompts: int, seed: int) -> list[str]:
         """The iteration's prompts, by slot. Every pass over the training texts has an order of its own."""
@@ -38,11 +40,17 @@ def from_shapes() -> Prompts:
 
 
 def from_files(train: str, test: str) -> Prompts:
-    """.txt: one prompt a line. .jsonl: one object a line, its "prompt" is read. Blank lines are left out.
+    """UTF-8. .txt: one prompt a line. .jsonl: one object a line, with its "prompt"; the rest is metadata. Blank lines are
+    left out.
 
     Duplicates, and held-out prompts that are trained on too, are reported and stay: the files are the user's.
     """
-    prompts = Prompts(train=_texts("train", train), test=_texts("test", test))
+    trained, held_out = _read("train", train), _read("test", test)
+    prompts = Prompts(
+        train=tuple(one["prompt"] for one in trained),
+        test=tuple(one["prompt"] for one in held_out),
+        metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in held_out if len(one) > 1},
+    )
     for told in oddities(prompts):
         log.warning(told)
     return prompts
@@ -51,7 +59,7 @@ def from_files(train: str, test: str) -> Prompts:
 def oddities(prompts: Prompts) -> list[str]:
     """What makes a result hard to interpret, a line each."""
     told = []
-    for key, texts in vars(prompts).items():
+    for key, texts in (("train", prompts.train), ("test", prompts.test)):
         if repeated := [text for text, count in Counter(texts).items() if count > 1]:
             told.append(f"prompts.{key}: {len(repeated)} prompts stand there more than once, {repeated[0]!r} for one")
     if shared := sorted(set(prompts.train) & set(prompts.test)):
@@ -61,26 +69,31 @@ def oddities(prompts: Prompts) -> list[str]:
     return told
 
 
-def _texts(key: str, path: str) -> tuple[str, ...]:
+def _read(key: str, path: str) -> list[dict[str, Any]]:
+    """A line's object each, {prompt: text} of a line of text."""
     if not Path(path).is_file():
         raise ValueError(f"prompts.{key}={path}: there is no such file")
-    numbered = [(number, line.strip()) for number, line in enumerate(Path(path).read_text().splitlines(), 1)]
-    lines = [(number, line) for number, line in numbered if line]
-    if not lines:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut in the middle of a text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts.{key}={path}: not UTF-8 ({error})") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
         raise ValueError(f"prompts.{key}={path}: the file holds no prompt")
     if Path(path).suffix != ".jsonl":
-        return tuple(line for _, line in lines)
-    return tuple(_prompt_of(line, f"prompts.{key}={path}: line {number}") for number, line in lines)
+        return [{"prompt": line} for _, line in numbered]
+    return [_object_of(line, f"prompts.{key}={path}: line {number}") for number, line in numbered]
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _object_of(line: str, where: str) -> dict[str, Any]:
     try:
-        text = json.loads(line)["prompt"]
+        told = json.loads(line)
+        text = told["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{where}: expected a JSON object with "prompt" ({type(error).__name__}: {error})') from error
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: its prompt is no text")
-    return text.strip()
+    return {**told, "prompt": text.strip()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,8 @@ def _look_over(node: Any, key: str) -> None:
         path = name.removesuffix("revision").rstrip("_") or "path"
         if not run.checked(local_folder, node[path], node[name], f"{key}.{path}").is_dir():
             raise run.ConfigError(f"{key}.{path}={node[path]}: there is no such folder")
+    if "instruction" in node:
+        run.checked(get_object(node._target_).instruction_of, node.instruction)
 
 
 def _check_arguments(node: DictConfig, key: str) -> None:

@@ -103,9 +103,8 @@ def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:
     return Rollouts(
         batch=batch,
         condition_BMD=torch.cat([part.condition_BMD for part in parts]),
-        latent_BCFHW=torch.cat([part.latent_BCFHW for part in parts]),
         video_BFHWC=torch.cat([part.video_BFHWC for part in parts]),
-        transitions=joined(transitions, parts[0].latent_BCFHW),
+        transitions=joined(transitions, parts[0].transitions.x_NCFHW),
     )
 
 

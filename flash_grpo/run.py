@@ -82,6 +82,7 @@ class Run:
                 self._save()
         except Leave:
             self._leave()
+            self.trainer.journal.raise_failure()
             raise Interrupted(f"saved {self._where()}; the same command continues this run") from None
 
     def _iterate(self, bar: tqdm) -> None:
@@ -177,6 +178,7 @@ class Run:
                 "evaluated": self.evaluated,
                 "evaluating": self.evaluating,
                 "pieces": trainer.journal.pieces,
+                "batches": self._batches(),
                 "inside_on_ranks": trainer.ranks.world_size if trainer.journal.done else 0,
                 "optimizer_steps": trainer.optimizer_steps,
                 "cost": vars(trainer.meter.cost),
@@ -200,13 +202,25 @@ class Run:
             trainer.meter.cost = Cost(**progress["cost"])
             trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
             if progress["inside_on_ranks"]:
-                self._resume_inside(found, progress["inside_on_ranks"])
+                self._resume_inside(found, progress["inside_on_ranks"], progress["batches"])
             log.info("continuing %s %s", self.directory, self._where())
         length = state["progress"]["records_length"] if state else 0
         self.place.begin(self.iteration, trainer.journal.pieces, length)
 
-    def _resume_inside(self, found: str, world_size: int) -> None:
+    def _batches(self) -> dict[str, int]:
+        """What the evaluation, or the iteration, under way is cut into pieces by."""
+        if self.evaluating:
+            return {"evaluation.sampler.batch": self.evaluation.batch}
+        return {"rollout.batch": self.trainer.rollout_batch, "training.batch": self.trainer.update_batch}
+
+    def _resume_inside(self, found: str, world_size: int, batches: dict[str, int]) -> None:
         trainer = self.trainer
+        if batches != self._batches():
+            raise ConfigError(
+                f"{self.directory} was left in the middle of micro-batches of other sizes: go on with "
+                f"{' '.join(f'{key}={size}' for key, size in batches.items())}, or delete its newest checkpoint, the one "
+                "with a +"
+            )
         if world_size != trainer.ranks.world_size:
             raise ConfigError(
                 f"{self.directory} was left in the middle of an iteration by {world_size} ranks, and only as many can go on "
@@ -340,6 +354,8 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     """Checks everything that can be checked, cheap things first, and only then loads the model."""
     torch.set_num_threads(cfg.threads)
+    if ranks.is_main and (told := tiny_sizes(cfg)):
+        log.warning(told)
     schedule, method, prompts, layout = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
@@ -362,6 +378,17 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
         rollout_batch=cfg.rollout.batch,
         update_batch=cfg.training.batch,
     )
+
+
+def tiny_sizes(cfg: DictConfig) -> str:
+    """What of the tiny world's sizes a large model is left with; empty where there is none."""
+    found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
+    found += [
+        f"{key}={size}" for key in ("rollout.batch", "training.batch") if (size := OmegaConf.select(cfg, key)) > 16
+    ]
+    if not found or "architecture" not in cfg.model:
+        return ""
+    return f"model.path={cfg.model.path} with the tiny world's sizes: {', '.join(found)}; recipe=wan21_1p3b has the release's"
 
 
 def policy_of(config: dict[str, Any], device: str) -> Policy:

@@ -81,13 +81,15 @@ class Trainer:
     def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
         """The batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
         chunks, asked = batch.split(self.rollout_batch), {}
+        with self.meter.phase("rollout"):
+            self.policy.prefetch(batch.text)
         for index, chunk in enumerate(chunks):
             with self.meter.phase("rollout", whole=True):
                 part = self.journal.once(f"rollouts/{index}", partial(self.rollout_at_once, chunk))
             with self.meter.phase("reward"):
                 if f"scores/{index}" not in self.journal.done:
                     asked[index] = ask(self.reward, part.video_BFHWC, chunk.text)
-                self._collect(asked)
+                self.journal.tried(lambda: self._collect(asked))
         with self.meter.phase("reward"):
             self.journal.wait(lambda: self._collect(asked))
         done = self.journal.done
@@ -131,9 +133,8 @@ class Trainer:
         return Rollouts(
             batch=batch,
             condition_BMD=condition_BMD,
-            latent_BCFHW=latent_BCFHW,
             video_BFHWC=self.policy.decode(latent_BCFHW),
-            transitions=transitions,
+            transitions=transitions.cpu(),  # those of an iteration fill a GPU: method=full on 8 ranks makes 15 GB a rank
         )
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
@@ -215,8 +216,8 @@ class Trainer:
     def loss(
         self, taken: Transitions, condition_BMD: torch.Tensor, advantage_N: torch.Tensor, weight_N: torch.Tensor
     ) -> LossTerms:
-        """Replays the transitions' SDE steps under the present policy."""
-        x = taken.x_NCFHW
+        """Replays the transitions' SDE steps under the present policy, on its device."""
+        x = taken.x_NCFHW.to(condition_BMD.device)
         sigma, std, dt = (
             value[taken.step_N].to(x) for value in (self.schedule.sigma_S, self.schedule.std_T, self.schedule.dt_T)
         )
@@ -230,8 +231,8 @@ class Trainer:
             base_kl_N = gaussian_kl(mean, base_mean, sde_noise_std(std, dt))
             self.meter.count(forwards=forwards)
         return clipped_surrogate(
-            log_prob(taken.x_next_NCFHW, mean, std, dt),
-            taken.logp_old_N,
+            log_prob(taken.x_next_NCFHW.to(x), mean, std, dt),
+            taken.logp_old_N.to(x),
             advantage_N.to(x),
             weight_N.to(x),
             self.method.ratio_clip,

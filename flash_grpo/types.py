@@ -70,14 +70,18 @@ class Transitions:
     def __getitem__(self, index: Any) -> "Transitions":
         return Transitions(**{name: value[index] for name, value in vars(self).items()})
 
+    def cpu(self) -> "Transitions":
+        return Transitions(**{name: value.cpu() for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """What one iteration's denoising made on this rank. `condition_BMD` is the text condition the policy was given."""
+    """What one iteration's denoising made on this rank. `condition_BMD` is the text condition the policy was given, on the
+    policy's device; videos and transitions lie on the CPU.
+    """
 
     batch: PromptBatch
     condition_BMD: torch.Tensor
-    latent_BCFHW: torch.Tensor
     video_BFHWC: torch.Tensor
     transitions: Transitions
 

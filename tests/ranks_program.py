@@ -9,7 +9,8 @@ import torch
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
 
-from flash_grpo import cli, run
+from flash_grpo import checkpoint, cli, evaluate, run, trainer
+from flash_grpo.rewards import RewardError
 from flash_grpo.trainer import Trainer
 
 CHOSEN = (
@@ -33,7 +34,7 @@ class NotingTrainer(Trainer):
             self.notes[batch.iteration, int(batch.prompt_B[row]), int(batch.sibling_B[row])] = {
                 "text": batch.text[row],
                 "steps": taken.step_N[mine].tolist(),
-                "latent": rollouts.latent_BCFHW[row].clone(),
+                "latent": taken.x_next_NCFHW[mine],
                 "advantage": float(advantage_PG[batch.prompt_B[row], batch.sibling_B[row]]),
             }
         return trained
@@ -47,6 +48,40 @@ def go_through(folder: Path, *overrides: str) -> dict:
             run.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
     run.Trainer = Trainer
     return NotingTrainer.notes
+
+
+class Failing:
+    """Scores that will never come."""
+
+    def ready(self):
+        return True
+
+    def get(self):
+        raise RewardError("no answer")
+
+
+def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
+    """What this rank raised and what was saved where the last rank's reward fails: in an iteration, in an evaluation."""
+    raised, saved = [], []
+    for module, name in ((trainer, "training"), (evaluate, "evaluation")):
+        ask, calls = module.ask, []
+
+        def failing(*asked, ask=ask, calls=calls):
+            calls.append(asked)
+            here = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+            return Failing() if here and len(calls) == 2 else ask(*asked)
+
+        module.ask = failing
+        chosen = ["rollout.batch=2", "evaluation.sampler.batch=8", "budget.iterations=1", f"run_name={name}"]
+        for _ in range(2):
+            try:
+                run.run(_config(folder, *chosen), name)
+                raised.append("")
+            except RewardError as error:
+                raised.append(str(error))
+                saved.append(checkpoint.complete(folder / "ranks" / name)[-1].name)
+            module.ask = ask
+    return raised, saved
 
 
 def refused(folder: Path) -> str:
@@ -65,6 +100,6 @@ def _config(folder: Path, *overrides: str):
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    told = {"refusal": refused(place), "notes": go_through(place)}
+    told = {"refusal": refused(place), "notes": go_through(place), "failed": fails_on_the_last_rank(place)}
     torch.save(told, place / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

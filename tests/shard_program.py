@@ -1,4 +1,6 @@
-"""What test_shard.py starts with torchrun, and goes through in its own process too: two iterations and an evaluation."""
+"""What test_shard.py starts with torchrun: two iterations and an evaluation, which it goes through in its own process too,
+or runs with a directory.
+"""
 
 import sys
 
@@ -34,6 +36,16 @@ def go_through(overrides: list[str]) -> dict:
     }
 
 
+def runs(overrides: list[str]) -> None:
+    """Two iterations in one start, and in two."""
+    for name, starts in (("whole", [2]), ("resumed", [1, 2])):
+        for iterations in starts:
+            with initialize_config_dir(cli.CONF, version_base="1.3"):
+                run.run(
+                    compose("config", overrides=[*overrides, f"budget.iterations={iterations}", "run_name=x"]), name
+                )
+
+
 def _drop_some(method) -> None:
     """Three rollouts of the first prompt train nothing, so that one of two ranks has fewer micro-batches."""
     advantage, kept_PG = method.advantage, torch.tensor([[0.0, 0, 0, 1], [1, 1, 1, 1]])
@@ -41,7 +53,7 @@ def _drop_some(method) -> None:
 
 
 if __name__ == "__main__":
-    told = go_through(sys.argv[2:])
+    told = runs(sys.argv[3:]) if sys.argv[2] == "runs" else go_through(sys.argv[2:])
     if torch.distributed.get_rank() == 0:
         torch.save(told, sys.argv[1])
     torch.distributed.barrier()

@@ -8,6 +8,7 @@ import pytest
 from test_analysis_study import METHODS, write_run, write_study
 
 from analysis import ablation, curves, mechanism, paper, stability, tables, verdicts
+from analysis.archive import main as archive
 from analysis.statistics import Estimate
 from analysis.study import load_study
 
@@ -273,6 +274,13 @@ def test_table_1_has_the_papers_numbers_exactly_and_ours_under_them(tmp_path):
     assert ours["Aesthetic quality"].n == 3
     assert np.isnan(ours["Imaging quality"].value)
     assert len(table) == 8
+    (path / "flash-linear-seed1" / paper.BASE).mkdir(parents=True)
+    (path / "flash-linear-seed1" / paper.BASE / "vbench.json").write_text(json.dumps({"object_class": [0.88, []]}))
+    archive([str(path), str(tmp_path / "s.tar.xz")])
+    for given in (path, tmp_path / "s.tar.xz"):
+        study = load_study(given)
+        table = paper.table1(study, curves.run_summaries(study))
+        assert len(table) == 9 and row(table, "Method", "Base model")["Object class"] == 88
 
 
 def test_the_papers_curves_are_drawn_only_over_its_own_model_and_reward(tmp_path):
@@ -284,10 +292,15 @@ def test_the_papers_curves_are_drawn_only_over_its_own_model_and_reward(tmp_path
         axes = paper.reward_figure(Figure().subplots(1, 2), study, "fig4")
         return axes[1].get_legend_handles_labels()[1]
 
-    hps = {"reward": {"_target_": "flash_grpo.rewards.hpsv3.HPSv3"}}
-    assert "Window, paper, n=1" in labels(model="wan2.1-1.3b", config=hps)
-    assert not any("paper" in label for label in labels(model="tiny", config=hps))
+    layers = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+    folder = {"model": "/models/wan", "config": {"model": {"architecture": layers}, "reward": {"urls": ["http://a"]}}}
+    assert "Window, paper, n=1" in labels(model="wan2.1-1.3b", part="hpsv3")
+    assert "Window, paper, n=1" in labels(**folder, part="hpsv3")
+    assert not any("paper" in label for label in labels(model="tiny", part="hpsv3"))
     assert not any("paper" in label for label in labels(model="wan2.1-1.3b"))
+    assert not any(
+        "paper" in label for label in labels(**folder | {"config": {"model": {"architecture": None}}}, part="hpsv3")
+    )
 
 
 def test_the_copied_paper_numbers_are_those_that_were_given():

@@ -49,6 +49,7 @@ def write_run(
     config=None,
     base=1.5,
     model="tiny",
+    part="colour",
 ) -> Path:
     """One run whose evaluation reward rises linearly from `base` by `gain[method]` and noise of size `spread`."""
     run_dir.mkdir(parents=True)
@@ -65,7 +66,7 @@ def write_run(
                 iteration(index, cost, [slower * part for part in seconds], base + rise * index / iterations, random)
             )
         if index % every == 0:
-            writer.append(evaluation(index, cost, base + rise * index / iterations))
+            writer.append(evaluation(index, cost, base + rise * index / iterations, part))
     return run_dir
 
 
@@ -120,7 +121,7 @@ def iteration(
     )
 
 
-def evaluation(index: int, cost: Cost, reward: float) -> EvalRecord:
+def evaluation(index: int, cost: Cost, reward: float, part: str = "colour") -> EvalRecord:
     around = np.linspace(-0.4, 0.4, len(PROMPTS))
     return EvalRecord(
         iteration=index,
@@ -129,7 +130,7 @@ def evaluation(index: int, cost: Cost, reward: float) -> EvalRecord:
         evaluation_seconds=0.5,
         reward_mean=reward,
         reward_sem=float(around.std(ddof=1) / len(around) ** 0.5),
-        reward_parts={"colour": 0.9, "motion": 0.3},
+        reward_parts={part: 0.9, "motion": 0.3} if part == "colour" else {part: reward},
         prompt_rewards=dict(zip(PROMPTS, (reward + around).tolist(), strict=True)),
         n=4 * len(PROMPTS),
     )
@@ -270,6 +271,17 @@ def test_runs_of_one_method_that_differ_in_a_setting_are_kept_apart(tmp_path):
     study = load_study(tmp_path / "s")
     assert set(study.runs["arm"]) == {"flash optim.lr=0.0001", "flash optim.lr=0.0003"}
     assert any("differ in optim.lr" in note for note in study.notes)
+
+
+def test_seeds_that_differ_in_what_follows_the_seed_or_changes_no_result_are_averaged(tmp_path):
+    for seed in range(2):
+        bookkeeping = {
+            "optim": {"lora": {"seed": seed}, "lr": 1e-4},
+            "rollout": {"batch": 1 + seed},
+            "reward": {"urls": [f"http://node{seed}:8700"]},
+        }
+        write_run(tmp_path / "s" / str(seed), seed=seed, config=bookkeeping)
+    assert set(load_study(tmp_path / "s").runs["arm"]) == {"flash"}
 
 
 def test_a_seed_that_ran_twice_counts_once_and_the_longer_run_stays(tmp_path):

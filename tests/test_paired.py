@@ -2,15 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import uvicorn
 from conftest import SMALL
 
 from flash_grpo import run
 from flash_grpo.paired import main
+from flash_grpo.rewards.brightness import brightness
+from flash_grpo.rewards.serve import application
 
 CAPTIONS = ("a red ball moving left", "a blue square moving up", "a green ball moving down")
 REWARDS = ("--reward", "shapes", "--reward", "brightness")
@@ -85,6 +91,99 @@ def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
         "reward", "colour", "motion", "smoothness", "brightness", "shapes"
     ]  # fmt: skip
     assert all(" ± " in line for line in lines[:6])
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server of brightness."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = application(brightness, "brightness", token=None, max_bytes=2**24)
+    served = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
+    threading.Thread(target=served.run, daemon=True).start()
+    while not served.started:
+        time.sleep(0.005)
+    yield f"http://127.0.0.1:{port}"
+    served.should_exit = True
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        (["--reward", "remote", "reward.urls=[{url}]"], ["brightness"]),
+        (["reward=remote", "reward.urls=[{url}]", "reward.batch=1"], ["brightness"]),
+        (
+            ["--reward", "remote", "--reward", "shapes", "reward.remote.urls=[{url}]"],
+            ["brightness", "colour", "motion", "smoothness", "remote", "shapes"],
+        ),
+    ],
+)
+def test_a_named_reward_takes_its_overrides(finished, server, tmp_path, asked, parts):
+    main([str(finished), *(item.format(url=server) for item in asked), "--output", str(tmp_path)])
+    assert list(_told(tmp_path)["paired"]["000002"]["parts"]) == parts
+
+
+def test_a_model_without_a_run_takes_them_too(server, prompts, tmp_path):
+    asked = ["--reward", "remote", f"reward.urls=[{server}]", "--output", str(tmp_path)]
+    main(["BASE", *SMALL, *prompts(1), *asked])
+    assert list(_told(tmp_path)["base"]["parts"]) == ["brightness"]
+
+
+def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, prompts, tmp_path):
+    main(
+        [
+            str(finished),
+            *prompts(1),
+            "evaluation=tiny",
+            "evaluation.sampler.schedule.num_steps=2",
+            "--output",
+            str(tmp_path),
+        ]
+    )
+    told = _told(tmp_path)
+    assert list(told["base"]["prompt_rewards"]) == list(CAPTIONS[:1])
+    assert len(_manifest(tmp_path, "base")) == 4  # tiny: four noises
+
+
+def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
+    known = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
+    file = tmp_path / "test.jsonl"
+    file.write_text(
+        "".join(json.dumps(one) + "\n" for one in ({"prompt": CAPTIONS[0], **known}, {"prompt": CAPTIONS[1]}))
+    )
+    main([str(finished), f"prompts.test={file}", "--output", str(tmp_path)])
+    assert [line.get("metadata") for line in _manifest(tmp_path, "000002")] == [known, None]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--reward", "nowhere"], "reward=nowhere: there is no such option"),
+        (["model=wan21_14b"], "model=wan21_14b: of a run only reward, prompts and evaluation can be chosen anew"),
+        (["recipe=release"], "recipe=release: of a run only reward"),
+        (["seed"], "seed: expected key=value"),
+        (["--reward", "remote", "reward.url=x"], "reward has no key url; did you mean reward.urls?"),
+        (
+            [*REWARDS, "reward.urls=[x]"],
+            "reward.urls=[x]: of which reward? reward.NAME.key=value, NAME one of shapes, brig",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, asked, told):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), *asked, "--output", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_reward_that_cannot_be_had_is_one_line_and_exit_code_1(finished, tmp_path):
+    asked = ["--reward", "remote", "reward.urls=[http://127.0.0.1:9]", "reward.give_up_after=1"]
+    with pytest.raises(SystemExit) as end:
+        main([str(finished), *asked, "--output", str(tmp_path)])
+    assert (
+        end.value.code.startswith("stopped: reward server http://127.0.0.1:9: no answer") and "\n" not in end.value.code
+    )
 
 
 def test_several_checkpoints_are_paired_with_the_base_each(finished, tmp_path, capsys):

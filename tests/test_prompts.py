@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -60,7 +61,9 @@ def test_the_tiny_world_asks_for_all_of_its_captions():
 def test_jsonl_prompts_and_what_is_wrong_with_a_line(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text('{"prompt": " one ", "source": "x"}\n\n{"prompt": "two"}\n')
-    assert from_files(str(file), str(file)).train == ("one", "two")
+    read = from_files(str(file), str(file))
+    assert read.train == read.test == ("one", "two")
+    assert read.metadata == {"one": {"source": "x"}}
     for line, told in (
         ("{", "line 1"),
         ('{"text": "a"}', "KeyError"),
@@ -70,6 +73,18 @@ def test_jsonl_prompts_and_what_is_wrong_with_a_line(tmp_path):
         file.write_text(line)
         with pytest.raises(ValueError, match=told):
             from_files(str(file), str(file))
+
+
+def test_a_text_is_cut_at_line_feeds_alone_and_read_as_utf_8(tmp_path):
+    texts = ("a\u2028b", "c\x85d", "e\x0bf", "ü 猫")
+    (tmp_path / "test.txt").write_bytes("\r\n".join(texts).encode())
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "test.jsonl").write_bytes("\n".join(lines).encode("utf-8-sig"))
+    for name in ("test.txt", "test.jsonl"):
+        assert from_files(str(tmp_path / name), str(tmp_path / name)).test == texts
+    (tmp_path / "test.txt").write_bytes("ü".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.test=.*test\.txt: not UTF-8"):
+        from_files(str(tmp_path / "test.jsonl"), str(tmp_path / "test.txt"))
 
 
 def test_duplicates_and_overlap_are_reported(tmp_path, caplog):

@@ -71,6 +71,12 @@ def test_the_manifest_counts_the_ranks_and_their_starts(two):
     assert manifest.starts[2]["pieces"] > manifest.starts[1]["pieces"]
 
 
+def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two):
+    told = [ranks["failed"] for ranks in two[1]]
+    assert told[0] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
+    assert told[1] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
+
+
 def test_rollouts_that_do_not_fill_the_ranks_are_refused_before_any_work(two):
     directory, ranks = two
     for told in ranks:

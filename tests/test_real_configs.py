@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from flash_grpo import cli
 from flash_grpo.prompts import Layout
-from flash_grpo.run import ConfigError, build
+from flash_grpo.run import ConfigError, build, tiny_sizes
 
 # each on one node, or on twelve
 SWEEPS = [(name, nodes * 8) for name in ("table1_1p3b", "fig4", "fig5", "ablation_1p3b") for nodes in (1, 12)]
@@ -37,6 +37,7 @@ def test_a_sweep_composes_and_plans(sweep, world_size, capsys):
         print(sweep, ablation, method.name, mask_BT.sum(0).tolist())
         assert mask_BT.shape == (2 * 192 // world_size, 12 if sweep == "table1_14b" else 20)
         assert mask_BT.any(1).all()
+        assert not tiny_sizes(cfg)
         assert cfg.optim.lora.rank == 16 and cfg.optim.optimizer.lr == 1e-4
         assert instantiate(cfg.evaluation.sampler.schedule).dt_T.shape == (50,)
     assert sweep in capsys.readouterr().out

@@ -58,6 +58,11 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
             "reward._target_=flash_grpo.rewards.shapes.Shape: there is",
         ),
         ("reward=pickscore", "reward.scorer.path=yuvalkirstain/PickScore_v1: neither a folder nor"),
+        ("reward=videoalign reward.path=. reward.base=.", "reward.instruction=None: not a file with DETAILED_PROMPT"),
+        (
+            "reward=hpsv3 reward.scorer.path=. reward.scorer.base=.",
+            "reward.scorer.instruction: not given, and hpsv3 is",
+        ),
         ("reward=pickscore reward.scorer.path=/nowhere", "reward.scorer.path=/nowhere: there is no such folder"),
     ],
 )

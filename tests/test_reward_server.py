@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+import tenacity
 import torch
 import uvicorn
 
@@ -15,7 +16,7 @@ from flash_grpo import checkpoint, run
 from flash_grpo.records import read_records
 from flash_grpo.rewards import RewardError
 from flash_grpo.rewards.brightness import brightness
-from flash_grpo.rewards.client import RemoteReward
+from flash_grpo.rewards.client import PATIENCE, RemoteReward
 from flash_grpo.rewards.serve import application, required_token
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
@@ -147,9 +148,63 @@ def test_a_server_that_stays_away_ends_the_call_with_a_clear_error(serving):
     server = serving()
     server.kill()
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*last checkpoint"):
+    with pytest.raises(RewardError, match=r"no answer for 1 s \(ConnectError.*goes on where it was"):
         RemoteReward(urls=[server.url], give_up_after=1.0)(VIDEO, TEXTS)
     assert time.monotonic() - start < 5
+
+
+def test_where_one_server_is_away_another_one_scores(serving):
+    away, there = serving(), serving()
+    away.kill()
+    start = time.monotonic()
+    scores = RemoteReward(urls=[away.url, there.url], batch=1, give_up_after=30.0)(VIDEO, TEXTS)
+    torch.testing.assert_close(scores.total_B, brightness(VIDEO, TEXTS).total_B)
+    assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize(("rank", "asked"), [("0", [1, 0, 0]), ("1", [0, 1, 0]), ("5", [0, 0, 1])])
+def test_each_rank_begins_with_another_server(serving, monkeypatch, rank, asked):
+    calls = [0, 0, 0]
+
+    def counting(index):
+        def reward(video, text):
+            calls[index] += 1
+            return brightness(video, text)
+
+        return reward
+
+    monkeypatch.setenv("RANK", rank)
+    RemoteReward(urls=[serving(counting(index)).url for index in range(3)], batch=3)(VIDEO, TEXTS)
+    assert calls == asked
+
+
+def test_a_server_is_asked_again_soon_and_then_ever_more_slowly():
+    def waits(attempt):
+        state = tenacity.RetryCallState(None, None, (), {})
+        state.attempt_number = attempt
+        return [PATIENCE(state) for _ in range(50)]
+
+    assert 0.2 <= min(waits(1)) <= max(waits(1)) <= 1.2
+    assert 3.2 <= min(waits(5)) <= max(waits(5)) <= 4.2
+    assert 30 <= min(waits(20)) <= max(waits(20)) <= 31
+
+
+def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving):
+    def fails_or_takes_long(video, text):
+        if text == ("a",):
+            raise RuntimeError("out of memory")
+        time.sleep(2)
+        return brightness(video, text)
+
+    asked = RemoteReward(urls=[serving(fails_or_takes_long).url, serving(fails_or_takes_long).url], batch=1).ask(
+        VIDEO[:2], TEXTS[1::-1]
+    )
+    start = time.monotonic()
+    while not asked.ready():
+        time.sleep(0.01)
+    with pytest.raises(RewardError, match="out of memory"):
+        asked.get()
+    assert time.monotonic() - start < 1.5
 
 
 def _reward_of(url, give_up_after):
@@ -189,8 +244,10 @@ def _restart(server):
     server.start()
 
 
-def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_from(serving, config, train, tmp_path):
-    calls, servers = [], []
+def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_made_again(
+    serving, train, tmp_path, monkeypatch
+):
+    calls, servers, made, make = [], [], [], Trainer.rollout_at_once
 
     def dies_for_good(video, text):
         calls.append(len(text))
@@ -199,17 +256,23 @@ def test_a_server_that_never_returns_leaves_an_intact_checkpoint_to_continue_fro
             time.sleep(0.3)
         return ShapesReward()(video, text)
 
+    def noted(self, batch):
+        made.append((batch.iteration, tuple(batch.sibling_B.tolist()), tuple(batch.prompt_B.tolist())))
+        return make(self, batch)
+
+    monkeypatch.setattr(Trainer, "rollout_at_once", noted)
     servers.append(serving(dies_for_good))
     asked = _reward_of(servers[0].url, 2)
     with pytest.raises(RewardError, match="no answer"):
         train(*asked)
     directory = tmp_path / "default" / "small"
-    done = int(checkpoint.complete(directory)[-1].name)
+    done, _ = checkpoint.complete(directory)[-1].name.split("+")
     assert [record["kind"] for record in read_records(directory)][-1] == "failure"
     servers[0].start()
     train(*asked)
+    assert len(made) == len(set(made))
     iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
-    assert done < 3 and iterations == [1, 2, 3]
+    assert int(done) < 3 and iterations == [1, 2, 3]
     assert run.read_manifest(directory).status == "completed"
 
 
@@ -236,6 +299,19 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     ]
     assert len(meanwhile) >= 4
     assert told[0] == told[1]
+
+
+def test_what_the_servers_compute_is_part_of_the_cost_and_of_an_evaluations_own(serving, train):
+    def costly(video, text):
+        return Scores(total_B=ShapesReward()(video, text).total_B, parts={}, device_seconds=1000.0)
+
+    directory = train(*_reward_of(serving(costly).url, 30), "budget.iterations=2", "rollout.batch=4", "reward.batch=2")
+    told = {(one["kind"], one["iteration"]): one for one in read_records(directory)}
+    training = [told["iteration", iteration]["cost"]["device_seconds"] for iteration in (1, 2)]
+    assert training == pytest.approx([4000, 8000], abs=200)  # eight videos an iteration, two in a request
+    assert told["evaluation", 2]["cost"]["device_seconds"] == training[1]
+    evaluations = [told["evaluation", iteration]["evaluation_seconds"] for iteration in (0, 2)]
+    assert evaluations == pytest.approx([16000, 32000], abs=200)  # 32 videos each
 
 
 def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, tmp_path):

@@ -16,9 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from flash_grpo import checkpoint, manifest, run
+from flash_grpo import checkpoint, cli, manifest, run
 from flash_grpo.directory import RunDirectory
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
@@ -164,6 +165,26 @@ def _leave_after_one_piece(journal: Journal) -> None:
         raise Leave
 
 
+def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config, tmp_path, monkeypatch):
+    rollout, made = Trainer.rollout_at_once, []
+
+    def asked_to_stop_at_the_third(self, batch):
+        made.append(rollout(self, batch))
+        if len(made) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return made[-1]
+
+    monkeypatch.setattr(Trainer, "rollout_at_once", asked_to_stop_at_the_third)
+    with pytest.raises(run.Interrupted, match="in the middle"):
+        _start(config, tmp_path, "rollout.batch=2")
+    saved = checkpoint.complete(tmp_path / "default/small")[-1] / "rank000.pt"
+    with torch.serialization.safe_globals(checkpoint.NOUNS):
+        done = torch.load(saved)["done"]
+    kept = [done[f"rollouts/{index}"].video_BFHWC for index in range(3)]
+    assert [one.untyped_storage().nbytes() for one in kept] == [0, 0, 0]
+    assert all(one.video_BFHWC.numel() > 0 for one in made)
+
+
 def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_path, during):
     during(1, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(run.Interrupted):
@@ -174,6 +195,48 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
     torch.save(state, saved)
     with pytest.raises(run.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
         _start(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("moment", "key", "told"),
+    [
+        ((Trainer, "rollout_at_once"), "rollout.batch", "rollout.batch=64 training.batch=64"),
+        ((Trainer, "rollout_at_once"), "training.batch", "rollout.batch=64 training.batch=64"),
+        ((Evaluation, "_scored"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
+    ],
+)
+def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(
+    config, tmp_path, monkeypatch, moment, key, told
+):
+    owner, name = moment
+    work = getattr(owner, name)
+    asked = ("evaluation.sampler.batch=8", "budget.iterations=1")
+
+    def asked_to_stop(*args):
+        done = work(*args)
+        signal.raise_signal(signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(owner, name, asked_to_stop)
+    with pytest.raises(run.Interrupted, match="in the"):
+        _start(config, tmp_path, *asked)
+    monkeypatch.setattr(owner, name, work)
+    with pytest.raises(
+        run.ConfigError, match=rf"micro-batches of other sizes: go on with {told}, or delete"
+    ) as refusal:
+        _start(config, tmp_path, *asked, f"{key}=5")
+    assert "\n" not in str(refusal.value)
+    directory = tmp_path / "default/small"
+    other = [other for other in ("rollout.batch", "evaluation.sampler.batch") if other not in told]
+    _start(config, tmp_path, *asked, *(f"{one}=5" for one in other))
+    assert [record["kind"] for record in read_records(directory)] == ["evaluation", "iteration", "evaluation"]
+
+
+def test_between_iterations_a_run_goes_on_with_other_micro_batches(config, tmp_path, uninterrupted):
+    _start(config, tmp_path, "budget.iterations=2")
+    directory = _start(config, tmp_path, "rollout.batch=3", "training.batch=5", "evaluation.sampler.batch=7")
+    last, whole = (list(read_records(one))[-1]["reward_mean"] for one in (directory, uninterrupted))
+    assert last == pytest.approx(whole, abs=0.02)
 
 
 def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
@@ -187,6 +250,22 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     assert "another process is at work on this run" in second.stderr
     first.lock.close()
     assert subprocess.run(asked).returncode == 0
+
+
+def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
+    for key in manifest.NOT_IDENTITY:
+        assert cli.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
+
+
+def test_other_reward_servers_do_not_make_another_run(config, tmp_path):
+    served, moved = (
+        OmegaConf.to_container(config("reward=remote", *changed), resolve=True)
+        for changed in ([], ["reward.urls=[http://node7:8700]", "reward.timeout=5", "reward.batch=1"])
+    )
+    manifest.refuse_another_config(tmp_path, served, moved)
+    other = OmegaConf.to_container(config(), resolve=True)
+    with pytest.raises(ValueError, match=r"reward\._target_: flash_grpo\.rewards\.client\.RemoteReward there"):
+        manifest.refuse_another_config(tmp_path, served, other)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(config, tmp_path, during, uninterrupted):
@@ -484,7 +563,8 @@ def test_the_manifest_tells_what_ran_where(config, uninterrupted, monkeypatch, t
 
 def test_the_hashes_change_with_what_the_run_is_and_not_with_how_far_it_goes(config, train, uninterrupted, monkeypatch):
     known = read_manifest(uninterrupted)
-    same = read_manifest(train(*LONG, "budget.iterations=1", "study=elsewhere", "checkpoint.every=1"))
+    kept = ("budget.iterations=1", "study=elsewhere", "checkpoint.every=1", "rollout.batch=5")
+    same = read_manifest(train(*LONG, *kept))
     other = read_manifest(train(*LONG, "budget.iterations=1", "schedule.noise=flow", "run_name=flow"))
     assert (same.config_hash, same.schedule_hash) == (known.config_hash, known.schedule_hash)
     assert other.config_hash != known.config_hash

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import wan_pipeline
+from safetensors.torch import load_file
 from shard_program import go_through
 
+from flash_grpo import checkpoint
+from flash_grpo.export import export
+from flash_grpo.records import read_records
 from flash_grpo.run import ConfigError, build
 
 PROGRAM = Path(__file__).with_name("shard_program.py")
@@ -71,6 +75,24 @@ def test_two_sharded_ranks_train_as_one_whole_model(asked, tmp_path):
     # Adam's step is lr (1e-2) whatever the gradient's size: rounding shows where a gradient is next to nothing
     torch.testing.assert_close(sharded["parameters"], whole["parameters"], atol=2e-3, rtol=0)
     assert max(sharded["drift"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_sharded_in_bfloat16_a_run_saves_resumes_and_exports(asked, tmp_path):
+    chosen = ["model.dtype=bfloat16", "method.ratio_clip=0.1", "evaluation.every=1", f"runs_root={tmp_path}", "study=s"]
+    _on_two_ranks(tmp_path / "told.pt", ["runs", *asked, *chosen, "budget.device_hours=null", "optim.ema.every=1"])
+    whole, resumed = (checkpoint.newest(tmp_path / "s" / name) for name in ("whole", "resumed"))
+    for part in ("parameters", "ema"):
+        assert whole[part].keys() == resumed[part].keys() == {name for name in whole[part] if ".lora_" in name}
+        assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
+    records = [list(read_records(tmp_path / "s" / name)) for name in ("whole", "resumed")]
+    losses = [[one["loss"] for one in told if one["kind"] == "iteration"] for told in records]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    exported = load_file(export(tmp_path / "s" / "resumed") / "pytorch_lora_weights.safetensors")
+    assert sum(value.double().sum() for value in exported.values()) == pytest.approx(
+        float(sum(value.double().sum() for value in resumed["ema"].values()))
+    )
+    assert len(exported) == len(resumed["ema"])
 
 
 def test_sharding_needs_a_frozen_base(config, wan_folder):

@@ -115,6 +115,20 @@ def test_what_is_seen_before_the_text_does_not_depend_on_it(published, video):
     assert abs(one["TA"] - other["TA"]) > 1e-4
 
 
+def test_adapters_have_the_scale_that_their_configuration_tells(published, video, tmp_path):
+    def scores(**lora):
+        described = json.loads((published[1] / "model_config.json").read_text())
+        described["peft_lora_config"] |= lora
+        (tmp_path / "model_config.json").write_text(json.dumps(described))
+        return _reward(published, path=str(tmp_path))(video, tuple(TEXTS)).total_B
+
+    (tmp_path / WEIGHTS).parent.mkdir()
+    (tmp_path / WEIGHTS).symlink_to(published[1] / WEIGHTS)
+    rank_stabilized = scores(use_rslora=True)  # 8 / sqrt(4)
+    torch.testing.assert_close(rank_stabilized, scores(lora_alpha=16))  # 16 / 4
+    assert not torch.allclose(rank_stabilized, scores(use_rslora=False), atol=1e-4)
+
+
 def test_frame_policies(published):
     reward = _reward(published)
     assert reward.frames(81) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # 5 s at 2 a second, as VideoAlign rounds
@@ -163,6 +177,10 @@ def test_other_weights_and_another_instruction_are_refused(published, video, tmp
     torch.save({name: value for name, value in state.items() if "visual" not in name}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="not the weights of this model; missing"):
         _reward(published, path=str(tmp_path))
+    torch.save({**state, "base_model.model.rm_head.weight": torch.zeros(1, 7)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"not the weights of this model; size mismatch for head\.weight") as caught:
+        _reward(published, path=str(tmp_path))
+    assert "\n" not in str(caught.value)
     other = tmp_path / "prompt_template.py"
     other.write_text(f"DETAILED_PROMPT_WITH_SPECIAL_TOKEN = '{{text_prompt}} {TOKENS[0]} {TOKENS[1]}'")
     with pytest.raises(ValueError, match="exactly once"):

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections import Counter
 
 import pytest
 import torch
 import wan_pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hydra.utils import instantiate
 
 from flash_grpo import cli, keyed
@@ -25,10 +27,8 @@ def policy(wan_folder, tmp_path):
     """`policy(dtype="bfloat16")`: the small pipeline as a policy."""
 
     def loaded(**options):
-        options = {"guidance": 4.5, "device": torch.device("cpu"), **options}
-        return WanPolicy(
-            path=str(wan_folder), frames=5, height=32, width=32, max_text_tokens=wan_pipeline.TEXT_TOKENS, **options
-        )
+        options = {"guidance": 4.5, "device": torch.device("cpu"), "height": 32, "width": 32, **options}
+        return WanPolicy(path=str(wan_folder), frames=5, max_text_tokens=wan_pipeline.TEXT_TOKENS, **options)
 
     return loaded
 
@@ -147,6 +147,63 @@ def test_text_is_encoded_once_and_the_encoder_is_not_loaded_again(policy, tmp_pa
     torch.testing.assert_close(again.encode(TEXTS), direct, rtol=0, atol=0)
 
 
+def test_texts_told_of_beforehand_bring_the_encoder_once(policy, tmp_path, monkeypatch):
+    direct, one = policy().encode(TEXTS), policy(embedding_cache=str(tmp_path))
+    encoder, came = one.encode._encoder_on_device, []
+    monkeypatch.setattr(one.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
+    one.prefetch(TEXTS)
+    for index, text in enumerate(TEXTS):
+        torch.testing.assert_close(one.encode([text])[0], direct[index], rtol=0, atol=0)
+    one.encode([one.negative_prompt])
+    assert len(came) == 1
+
+
+def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, wan_folder, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
+    prompts = [f"prompts.{part}={tmp_path / 'prompts.txt'}" for part in ("train", "test")]
+    chosen = ["model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, "model.dtype=float32"]
+    small = trainer(*chosen, f"model.embedding_cache={tmp_path / 'text'}", "prompts=file", *prompts,
+                    "reward=brightness", "optim=lora", "rollout.batch=1")  # fmt: skip
+    encoder, came = small.policy.encode._encoder_on_device, []
+    monkeypatch.setattr(small.policy.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
+    small.scored(small.layout.batch(1, list(TEXTS[:2]), rank=0))
+    assert len(came) == 1
+
+
+@pytest.mark.parametrize(
+    ("optim", "told"),
+    [
+        (
+            "tiny",
+            "the tiny world's sizes: every weight is trained (optim=lora), rollout.batch=64, training.batch=64; recipe=",
+        ),
+        ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64; recipe="),
+    ],
+)
+def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, told):
+    trainer("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, f"optim={optim}", "reward=brightness")
+    assert told in caplog.text
+    caplog.clear()
+    trainer()
+    assert "sizes" not in caplog.text
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
+    direct = policy().encode(TEXTS)
+    one = policy(embedding_cache=str(tmp_path) if cache else None)
+    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
+    kept = one.encode._memory
+    assert list(kept) == list(TEXTS[2:])
+    assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in kept.values())
+    assert max(len(value) for value in kept.values()) < wan_pipeline.TEXT_TOKENS
+    one.encode(TEXTS[2:3])
+    one.encode(TEXTS[:1])
+    assert list(kept) == [TEXTS[2], TEXTS[0]]  # the one that was asked for longer ago went
+    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
+
+
 def test_another_encoder_does_not_read_the_cache(policy, wan_folder, tmp_path):
     first = policy(embedding_cache=str(tmp_path)).encode.file("a")
     weights = wan_folder / "text_encoder" / "model.safetensors"
@@ -165,6 +222,32 @@ def test_tiles_and_slices_decode_the_same_shape(policy):
     whole, parts = policy().decode(x), policy(tiling=True, slicing=True).decode(x)
     assert whole.shape == (2, 5, 32, 32, 3) and whole.dtype == torch.uint8
     assert (whole.int() - parts.int()).abs().max() <= 1  # smaller than a tile; one at a time rounds otherwise
+
+
+def test_tiles_of_a_video_larger_than_one_decode_to_nearly_the_same(policy):
+    x = keyed.normal(policy(height=320).latent_shape, "tiles")[None]
+    whole, tiled = (policy(height=320, tiling=tiling).codec.decode(x) for tiling in (False, True))
+    assert tiled.shape == whole.shape == (1, 5, 320, 32, 3)
+    apart = (tiled - whole).abs()
+    assert 0 < apart.mean() < 0.05 * whole.std()  # the VAE's attention and the tiles' edges see less
+    assert apart[:, :, :128].mean() < 0.02 * whole.std()  # far from the edge
+
+
+def test_compiled_blocks_compute_the_same(policy, monkeypatch):
+    """Captured with their backward, not translated to C++, which takes half a minute."""
+    compiled = WanTransformer3DModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        WanTransformer3DModel, "compile_repeated_blocks", lambda self: compiled(self, backend="aot_eager")
+    )
+    captured = Counter(torch._dynamo.utils.counters["stats"])
+    told = []
+    for compile in (False, True):
+        one = _perturbed(policy(lora=LORA, compile=compile))
+        velocity = one.velocity(*_velocity_inputs(one))
+        velocity.square().mean().backward()
+        told.append((velocity.detach(), {name: value.grad for name, value in one.trainable().items()}))
+    torch.testing.assert_close(*told, atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > captured["unique_graphs"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +269,28 @@ def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, 
     with pytest.raises(ConfigError, match=told) as caught:
         build({**cfg.model, "revision": None, **options}, "model", device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
+
+
+def test_an_attention_backend_without_a_gradient_is_refused(policy, monkeypatch):
+    monkeypatch.setattr(
+        _AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE
+    )  # global in diffusers
+    assert policy(attention="_native_math").transformer
+    name, backends = AttentionBackendName._NATIVE_MATH, _AttentionBackendRegistry._backends
+    backend = backends[name]
+
+    def fails(*args, **more):
+        raise RuntimeError("no\nbackward")
+
+    def in_part(query, key, value, **more):
+        return backend(query.detach(), key, value, **more)
+
+    for without, told in ((lambda *args, **more: backend(*args, **more).detach(), "RuntimeError: element 0"),
+                          (in_part, "here; native does"), (fails, "RuntimeError: no")):  # fmt: skip
+        monkeypatch.setitem(backends, name, without)
+        with pytest.raises(ValueError, match=r"model\.attention=_native_math: it gives no gradient here") as caught:
+            policy(attention="_native_math")
+        assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_two_experts_are_refused(wan_folder, policy):

@@ -22,6 +22,9 @@ class Policy(Protocol):
     def encode(self, texts: Iterable[str]) -> torch.Tensor:
         """Text condition [B, M, D]."""
 
+    def prefetch(self, texts: Iterable[str]) -> None:
+        """Told of all texts that `encode` will be asked for soon, so that an encoder need not come and go for each."""
+
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
         """float32 [B, C, F, H, W], guidance applied."""
 

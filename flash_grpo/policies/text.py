@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +14,13 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from flash_grpo.policies.source import fingerprint
 
-IN_MEMORY = 1024  # embeddings kept where the others are on disk; at most 4 MB each
+IN_MEMORY = 1024  # embeddings of the texts that were asked for last, on the CPU; at most 4 MB each
 
 
 class TextConditions:
     """`conditions(texts)` is what WanPipeline gives its transformer: [B, M, D], zero behind each text's end.
 
-    max_tokens: M. cache: a folder, shared by runs and ranks; None keeps embeddings in memory and the encoder on the device.
+    max_tokens: M. cache: a folder, shared by runs and ranks; None keeps the encoder on the device.
     """
 
     def __init__(self, folder: Path, max_tokens: int, device: torch.device, dtype: torch.dtype, cache: str | None):
@@ -32,38 +33,49 @@ class TextConditions:
 
     def __call__(self, texts: Iterable[str]) -> torch.Tensor:
         texts = list(texts)
-        missing = [text for text in dict.fromkeys(texts) if self._known(text) is None]
-        if missing:
-            self._encode(missing)
-        return torch.stack([self._padded(self._known(text)) for text in texts])
+        known = self._embeddings(texts)
+        return torch.stack([self._padded(known[text]) for text in texts])
+
+    def prefetch(self, texts: Iterable[str]) -> None:
+        """Encodes what is missing of the texts that will be asked for: with a cache, the encoder then comes once."""
+        self._embeddings(texts)
+
+    def _embeddings(self, texts: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Without padding, [tokens, D] each, on the CPU."""
+        known = {text: self._known(text) for text in texts}
+        return known | self._encoded([text for text, embedding_MD in known.items() if embedding_MD is None])
 
     def file(self, text: str) -> Path:
         """Where the text's embedding is cached: the name tells text, encoder, tokenizer, revision, length and dtype."""
         return self._cache / f"{hashlib.sha256(f'{self._identity} {text}'.encode()).hexdigest()}.safetensors"
 
     def _known(self, text: str) -> torch.Tensor | None:
-        """The embedding without padding, [tokens, D], or None."""
-        if text not in self._memory and self._cache and self.file(text).is_file():
+        if text in self._memory:
+            self._memory.move_to_end(text)
+        elif self._cache and self.file(text).is_file():
             self._remember(text, load_file(self.file(text))["embedding"])
         return self._memory.get(text)
 
     def _remember(self, text: str, embedding_MD: torch.Tensor) -> None:
         self._memory[text] = embedding_MD
-        if self._cache and len(self._memory) > IN_MEMORY:
+        if len(self._memory) > IN_MEMORY:
             self._memory.popitem(last=False)
 
     @torch.no_grad()
-    def _encode(self, texts: list[str]) -> None:
-        encoder = self._encoder_on_device()
+    def _encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """One text at a time, so that what comes of it does not depend on the others."""
+        encoder = self._encoder_on_device() if texts else None
+        made = {}
         for text in texts:
-            embedding_MD = self._embedding(encoder, text)
+            made[text] = self._embedding(encoder, text)
             if self._cache:
-                self._write(text, embedding_MD.cpu())
-            self._remember(text, embedding_MD)
-        if self._cache:
+                self._write(text, made[text])
+            self._remember(text, made[text])
+        if encoder and self._cache:
             encoder.to("cpu")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+        return made
 
     def _embedding(self, encoder: UMT5EncoderModel, text: str) -> torch.Tensor:
         tokens = self._tokenizer(
@@ -74,7 +86,7 @@ class TextConditions:
             return_tensors="pt",
         ).to(self._device)
         hidden_MD = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
-        return hidden_MD[: int(tokens.attention_mask.sum())]
+        return hidden_MD[: int(tokens.attention_mask.sum())].to("cpu", copy=True)  # a view would keep the padding too
 
     def _encoder_on_device(self) -> UMT5EncoderModel:
         if self._encoder is None:
@@ -91,8 +103,8 @@ class TextConditions:
         """Aside, then renamed: ranks and runs that encode the same text at once do not disturb each other."""
         file = self.file(text)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({"embedding": embedding_MD.contiguous()}, aside)
+        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        save_file({"embedding": embedding_MD}, aside)
         os.replace(aside, file)
 
 
@@ -106,3 +118,6 @@ class RandomConditions:
         return torch.randn(len(list(texts)), *self._shape, generator=torch.Generator().manual_seed(0)).to(
             self._device, self._dtype
         )
+
+    def prefetch(self, texts: Iterable[str]) -> None:
+        pass

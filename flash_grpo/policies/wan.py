@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging as transformers_logging
 
@@ -34,8 +35,9 @@ class WanPolicy:
     dtype: what the transformer computes in; latents, velocities and the decoder are float32 always. Weights that are
     trained stay float32, so that small steps are not lost: the LoRA's, or all of them, which then compute by autocast.
     lora: rank, alpha, targets, init, seed, see `lora`; None trains every weight. gradient_checkpointing: recomputes
-    blocks in the backward. attention: a backend of diffusers, None is its default. compile: the transformer's blocks.
-    tiling, slicing: of the VAE's decoding, see `vae`. shard: the frozen base over the ranks, see `shard`.
+    blocks in the backward. attention: a backend of diffusers that has a backward, None is its default. compile: the
+    transformer's blocks. tiling, slicing: of the VAE's decoding, see `vae`. shard: the frozen base over the ranks, see
+    `shard`.
     """
 
     def __init__(
@@ -96,6 +98,9 @@ class WanPolicy:
         self.forwards_together = shard and shard_frozen(self.transformer, device)
 
     encode: TextConditions | RandomConditions
+
+    def prefetch(self, texts: Iterable[str]) -> None:
+        self.encode.prefetch([*texts, self.negative_prompt])
 
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
         return self._guided(self.transformer, x_BCFHW, timestep_B, condition_BMD)
@@ -158,8 +163,24 @@ class WanPolicy:
                 self.transformer.set_attention_backend(attention)
             except (ValueError, RuntimeError, ImportError) as error:
                 raise ValueError(f"model.attention={attention}: {' '.join(str(error).split())}") from error
+            if self.device.type != "meta":
+                refuse_without_gradient(
+                    attention, self.transformer.config.attention_head_dim, self.device, self._compute
+                )
         if compile:
             self.transformer.compile_repeated_blocks()
+
+
+def refuse_without_gradient(attention: str, width: int, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError where the backend (its enum's value) has no backward: query and key would not be trained, unnoticed."""
+    qkv = torch.linspace(-1, 1, 3 * 16 * width, device=device).to(dtype).reshape(3, 1, 16, 1, width).requires_grad_()
+    told = ""
+    try:
+        dispatch_attention_fn(*qkv, backend=AttentionBackendName(attention)).float().square().sum().backward()
+    except Exception as error:  # each kernel has its own
+        told = f" ({type(error).__name__}: {str(error).strip().splitlines()[0]})" if str(error).strip() else ""
+    if qkv.grad is None or not bool(qkv.grad.flatten(1).any(1).all()):
+        raise ValueError(f"model.attention={attention}: it gives no gradient here{told}; native does")
 
 
 def random_transformer(architecture: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -180,7 +201,7 @@ def forward_flops(config: Mapping[str, Any], latent_shape: tuple[int, ...], text
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(config)
         inputs = torch.zeros(1, *latent_shape), torch.zeros(1), torch.zeros(1, text_tokens, config["text_dim"])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, attention_backend("native"):
         transformer(*inputs, return_dict=False)
     return float(counter.get_total_flops())
 

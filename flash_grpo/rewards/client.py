@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult, ThreadPool
 
@@ -14,14 +14,17 @@ from flash_grpo.rewards import RewardError
 from flash_grpo.rewards.wire import TOKEN, packed_request
 from flash_grpo.types import Scores
 
+PATIENCE = tenacity.wait_exponential(multiplier=0.2, max=30.0) + tenacity.wait_random(0, 1)  # seconds
+
 
 class RemoteReward:
-    """Scores on reward servers. A server that does not answer is asked again, ever more slowly, until `give_up_after`.
+    """Scores on reward servers. Where one does not answer the next is asked, ever more slowly, until `give_up_after`.
 
     `ask` returns at once: the servers score while the next rollouts are made.
 
-    urls: of the servers, asked in turn and at once. batch: videos in one request (raw frames, 97 MB each at 480 x 832 x 81).
-    timeout: seconds for one answer. give_up_after: seconds without one after which the run ends; its checkpoints stay.
+    urls: of the servers, asked in turn and at once, by each rank from another one on. batch: videos in one request (raw
+    frames, 97 MB each at 480 x 832 x 81). timeout: seconds for one answer. give_up_after: seconds without one after which
+    the run ends; its checkpoints stay.
     The token is FLASH_GRPO_REWARD_TOKEN of the environment, where the server asks for one.
     """
 
@@ -32,10 +35,8 @@ class RemoteReward:
         token = os.environ.get(TOKEN)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers)
-        self._turn = itertools.cycle(self._urls)
-        self._lanes = {
-            url: ThreadPool(1) for url in self._urls
-        }  # a server scores one request at a time; daemon threads
+        self._turn = itertools.count(int(os.environ.get("RANK", 0)))
+        self._lanes = [ThreadPool(1) for _ in self._urls]  # a server scores one request at a time; daemon threads
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         return self.ask(video_BFHWC, text).get()
@@ -43,29 +44,31 @@ class RemoteReward:
     def ask(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> "AskedServers":
         requests = []
         for rows in torch.arange(len(text)).split(self._batch):
-            url, texts = next(self._turn), [text[row] for row in rows.tolist()]
-            requests.append(self._lanes[url].apply_async(self._scored, (url, video_BFHWC[rows], texts)))
+            first, texts = next(self._turn) % len(self._urls), [text[row] for row in rows.tolist()]
+            requests.append(self._lanes[first].apply_async(self._scored, (first, video_BFHWC[rows], texts)))
         return AskedServers(requests)
 
-    def _scored(self, url: str, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
+    def _scored(self, first: int, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
+        urls = itertools.cycle(self._urls[first:] + self._urls[:first])
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=30.0),
+            wait=PATIENCE,
             stop=tenacity.stop_after_delay(self._give_up_after),
             reraise=True,
         )
         try:
-            answer = retrying(self._asked, url, packed_request(video_BFHWC, text))
+            answer = retrying(self._asked, urls, packed_request(video_BFHWC, text))
         except (httpx.TransportError, _Busy) as error:
             raise RewardError(
-                f"reward server {url}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: {error}); start "
-                "it again and give the same command: the run continues from its last checkpoint"
+                f"reward server {' '.join(self._urls)}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: "
+                f"{error}); start it again and give the same command: the run goes on where it was"
             ) from error
         if len(answer["total"]) != len(text):
-            raise RewardError(f"reward server {url}: {len(answer['total'])} scores for {len(text)} videos")
+            raise RewardError(f"reward server: {len(answer['total'])} scores for {len(text)} videos")
         return answer
 
-    def _asked(self, url: str, body: bytes) -> dict:
+    def _asked(self, urls: Iterator[str], body: bytes) -> dict:
+        url = next(urls)
         answer = self._client.post(f"{url}/score", content=body)
         if answer.status_code >= 500:
             raise _Busy(f"{answer.status_code} {answer.text[:200]}")
@@ -81,9 +84,14 @@ class AskedServers:
     requests: list[AsyncResult]
 
     def ready(self) -> bool:
-        return all(request.ready() for request in self.requests)
+        return bool(self._failed()) or all(request.ready() for request in self.requests)
+
+    def _failed(self) -> list[AsyncResult]:
+        return [request for request in self.requests if request.ready() and not request.successful()]
 
     def get(self) -> Scores:
+        for request in self._failed():  # others may be tried for long
+            request.get()
         answers = [request.get() for request in self.requests]
         names = answers[0]["parts"]
         return Scores(

@@ -46,7 +46,7 @@ class HPSv3:
         folder = local_folder(base, base_revision, "reward.scorer.base")
         if not weights.is_file():
             raise ValueError(f"reward.scorer.path: {weights} is not there")
-        self._instruction = instruction or packaged_instruction()
+        self._instruction = self.instruction_of(instruction)
         self._tokenizer = tokenizer_with([REWARD_TOKEN], folder)
         self._images = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self._images.size = {"shortest_edge": pixels, "longest_edge": pixels}
@@ -55,6 +55,10 @@ class HPSv3:
         self.model = RewardModel(config, ranknet(config.text_config.hidden_size), getattr(torch, dtype), device)
         load_weights(self.model, load_file(weights), weights)
         self._device = device
+
+    @staticmethod
+    def instruction_of(given: str | None) -> str:
+        return given or packaged_instruction()
 
     @torch.no_grad()
     def __call__(self, image_NHWC: torch.Tensor, text: list[str]) -> torch.Tensor:

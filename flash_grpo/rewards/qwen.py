@@ -63,7 +63,10 @@ def conversation(
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
     """Loads transformers 4.45's names; ValueError where the checkpoint is another model's. file: for the message."""
     state = {_renamed(name): value for name, value in state.items() if not name.startswith("lm_head.")}
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes; a line for each
+        raise ValueError(f"{file}: not the weights of this model; {str(error).splitlines()[1].strip()}") from error
     if missing or unexpected:
         raise ValueError(
             f"{file}: not the weights of this model; missing {missing[:3]} ({len(missing)}), "

@@ -2,8 +2,8 @@
 
 POST /score takes safetensors (`video` uint8 [B, F, H, W, 3], `text` the UTF-8 bytes of a JSON list) and answers with JSON
 (`total`, `parts`, `device_seconds`); GET /health tells what is served. One process scores on one device: start one for
-each, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is required unless the
-server listens on loopback only.
+each, with CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides,
+is required unless the server listens on loopback only.
 """
 
 import hmac

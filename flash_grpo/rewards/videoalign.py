@@ -62,7 +62,7 @@ class VideoAlign:
         device = scorer_device(device)
         published = local_folder(path, revision, "reward.path")
         folder = local_folder(base, base_revision, "reward.base")
-        self._instruction, described = _instruction(instruction), _described(published)
+        self._instruction, described = self.instruction_of(instruction), _described(published)
         self._mean_3, self._std_3 = (
             torch.tensor([described["inference_config"][f"{part}_{moment}"] for part in PARTS])
             for moment in ("mean", "std")
@@ -74,6 +74,19 @@ class VideoAlign:
         config.text_config.vocab_size = len(self._tokenizer)
         self.model = adapted_model(config, described["peft_lora_config"], published / WEIGHTS, dtype, device)
         self._every, self._fps, self._video_fps, self._batch, self._device = every, fps, video_fps, batch, device
+
+    @staticmethod
+    def instruction_of(source: str | None) -> str:
+        """The instruction with the three reward tokens, word for word as in training; `{text_prompt}` stands for the text."""
+        name = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
+        file = Path(source or "").expanduser()
+        found = texts_of(file).get(name) if file.is_file() else None
+        if not found:
+            raise ValueError(
+                f"reward.instruction={source}: not a file with {name}; `git clone https://github.com/KwaiVGI/VideoAlign` "
+                "and name its prompt_template.py"
+            )
+        return found
 
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
@@ -129,7 +142,8 @@ def adapted_model(config: Qwen2VLConfig, lora: dict, weights: Path, dtype: str, 
     head = nn.Linear(config.text_config.hidden_size, 1, bias=False)
     model = RewardModel(config, head, getattr(torch, dtype), device)
     adapted = sorted({name.split(".lora_")[0].removeprefix("model.") for name in state if ".lora_" in name})
-    described = LoraConfig(r=lora["lora_r"], lora_alpha=lora["lora_alpha"], target_modules=adapted)
+    scale = {"lora_alpha": lora["lora_alpha"], "use_rslora": lora.get("use_rslora", False)}
+    described = LoraConfig(r=lora["lora_r"], target_modules=adapted, **scale)
     inject_adapter_in_model(described, model.trunk.language_model)
     load_weights(model, state, weights)
     return model.eval().requires_grad_(False)
@@ -141,16 +155,3 @@ def _described(published: Path) -> dict:
     if not file.is_file():
         raise ValueError(f"reward.path: {file} is not there; hf download KlingTeam/VideoReward has it")
     return json.loads(file.read_text())
-
-
-def _instruction(source: str | None) -> str:
-    """The instruction with the three reward tokens, word for word as in training; `{text_prompt}` stands for the text."""
-    name = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
-    file = Path(source or "").expanduser()
-    found = texts_of(file).get(name) if file.is_file() else None
-    if not found:
-        raise ValueError(
-            f"reward.instruction={source}: not a file with {name}; `git clone https://github.com/KwaiVGI/VideoAlign` "
-            "and name its prompt_template.py"
-        )
-    return found
