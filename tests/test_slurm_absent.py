@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
+COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "squeue", "sinfo")
+DISABLED = "Slurm accounting storage is disabled"
 
 
 def _command(folder: Path, name: str, does: str) -> None:
@@ -17,17 +18,22 @@ def _command(folder: Path, name: str, does: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "says", "told"),
     [
-        (COMMANDS, "sbatch, srun, scontrol, sacct: not found on this machine, so there is no Slurm here (slurm=local"),
-        (("sacct",), "sacct: not found on this machine"),
-        ((), "without Slurm's accounting no failure would be noticed (Slurm accounting storage is disabled)"),
+        (
+            COMMANDS,
+            "",
+            "sbatch, srun, scontrol, sacct, squeue, sinfo: not found on this machine, so there is no Slurm here (slurm=local",
+        ),
+        (("sacct",), "", "sacct: not found on this machine"),
+        ((), DISABLED, f"without Slurm's accounting no failure would be noticed ({DISABLED})"),
+        ((), "", "without Slurm's accounting no failure would be noticed (sacct failed)"),
     ],
-    ids=["no Slurm", "no sacct", "no accounting"],
+    ids=["no Slurm", "no sacct", "no accounting", "no accounting and no word"],
 )
-def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_path, missing, told):
+def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_path, missing, says, told):
     for name in set(COMMANDS) - set(missing):
-        _command(tmp_path, name, "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+        _command(tmp_path, name, f"printf '{says}' >&2; exit 1")
     command = [sys.executable, ROOT / "train.py", "-m", "slurm=cpu", "seed=0,1", f"runs_root={tmp_path}/runs"]
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
