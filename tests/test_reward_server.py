@@ -193,7 +193,7 @@ def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving)
     def fails_or_takes_long(video, text):
         if text == ("a",):
             raise RuntimeError("out of memory")
-        time.sleep(2)
+        time.sleep(4)
         return brightness(video, text)
 
     asked = RemoteReward(urls=[serving(fails_or_takes_long).url, serving(fails_or_takes_long).url], batch=1).ask(
@@ -204,7 +204,7 @@ def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving)
         time.sleep(0.01)
     with pytest.raises(RewardError, match="out of memory"):
         asked.get()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 3.5
 
 
 def _reward_of(url, give_up_after):

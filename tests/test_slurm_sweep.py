@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -119,11 +121,22 @@ def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
     assert len(logs) == 4
 
 
-def test_a_group_over_two_nodes_that_is_preempted_ends_as_one_that_is_not(study):
+def process_of(one: Study, run: str, rank: int) -> psutil.Process:
+    """The rank's, which on this cluster is on this machine."""
+    ids = {"SLURM_ARRAY_JOB_ID": one.job(run).split("_")[0], "SLURM_PROCID": str(rank)}
+    return next(
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if "submitit.core._submit" in (process.info["cmdline"] or [])
+        and ids.items() <= (process.info["environ"] or {}).items()
+    )
+
+
+def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_one_that_is_not(study):
     asked = ("budget.iterations=30", "seed=8", "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
     whole, preempted = (study(*asked, name=name) for name in ("whole", "preempted"))
     preempted.until_iteration("preempted", 5)
-    preempted.slurm("scancel", "--signal=USR2", preempted.job("preempted"))
+    process_of(preempted, "preempted", rank=3).send_signal(signal.SIGUSR2)
     for one in (whole, preempted):
         output, _ = one.launcher.communicate(timeout=200)
         assert one.launcher.returncode == 0, output
