@@ -62,6 +62,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         try:
             task(cfg)
         except ConfigError as error:
+            if "SLURM_JOB_ID" in os.environ:  # into the rank's log
+                traceback.print_exc()
             refuse(str(error))
 
     def main() -> None:

@@ -22,6 +22,7 @@ from flash_grpo.records import (
     read_newest_first,
     write_manifest,
 )
+from flash_grpo.rewards import RewardErrorElsewhere
 
 log = logging.getLogger(__name__)
 LOCK, LOCK_PATIENCE_S = ".lock", 600
@@ -51,12 +52,14 @@ class RunDirectory:
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:
         """Notes a start that goes on after `iteration`, see `RunManifest.starts`."""
-        progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": self._reached()})
+        reached = max([self._reached(), *(one.get("reached", 0) for one in self.manifest.starts)])
+        progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
         self.refuse_endless_restarts(progress)
         if self.ranks.is_main:
             self.records = RecordWriter(self.path, records_length)
             self.manifest.starts.append(manifest.start(progress))
             self._write("running", "")
+        self.ranks.barrier()  # or another rank could fail before this says that the run runs
         self.begun = True
 
     def refuse_endless_restarts(self, progress: dict[str, int] | None = None) -> None:
@@ -74,11 +77,12 @@ class RunDirectory:
         The checkpoints stay. Rank 0 also writes a record, where it still can.
         """
         reason = f"{type(error).__name__}: {error}"
-        if self.ranks.world_size > 1:
+        if self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere):
             reason += f" (rank {self.ranks.rank} of {self.ranks.world_size})"
         with suppress(OSError):  # another was first; or the disk is full, and then the log alone tells
-            open(self.path / FAILURE, "x").close()
-            self._write_failed(reason, error)
+            if not isinstance(error, RewardErrorElsewhere):
+                open(self.path / FAILURE, "x").close()
+                self._write_failed(reason, error)
         with suppress(OSError):
             if self.records:
                 said = read_manifest(self.path).reason
@@ -104,7 +108,7 @@ class RunDirectory:
         write_manifest(self.path, self.manifest)
 
     def _reached(self) -> int:
-        """The furthest iteration that any start has recorded, saved or not."""
+        """The last iteration that the start before this one has recorded, saved or not."""
         return next((one["iteration"] for one in read_newest_first(self.path) if one["kind"] != "failure"), 0)
 
 

@@ -4,6 +4,7 @@ As a command, `python -m flash_grpo.evaluate RUN`: see `flash_grpo.paired`.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,10 +43,11 @@ class Evaluation:
         ranks: Ranks,
         keep: Keep | None = None,
         journal: Journal | None = None,
+        timed: Callable[[], AbstractContextManager] = nullcontext,
     ) -> "Evaluated":
         """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made.
 
-        journal: where a run that has to leave in the middle notes what is done.
+        journal: where a run that has to leave in the middle notes what is done. timed: around each micro-batch.
         """
         journal = journal or Journal(ranks)
         jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
@@ -68,7 +70,8 @@ class Evaluation:
         videos, device_seconds = {}, 0.0
         for start in range(0, -(-len(jobs) // ranks.world_size), self.batch):
             chunk = mine[start : start + self.batch]
-            scores, to_show = journal.once(f"evaluation {start}", partial(work, chunk))
+            with timed():
+                scores, to_show = journal.once(f"evaluation {start}", partial(work, chunk))
             videos |= to_show
             if scores:
                 prompt_B, index_B = torch.tensor(chunk).T

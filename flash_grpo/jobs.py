@@ -169,7 +169,7 @@ def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
     from hydra_plugins.flash_grpo_plugins import _submission
 
     chosen = chosen_by([name for name in names if name not in AGAIN], runs)
-    chosen += [run for run in runs if run.state in names and run not in chosen]
+    chosen += [run for run in runs if run.job and run.state in names and run not in chosen]
     if not chosen:
         return [f"no run is {' or '.join(names)}"]
     for run in chosen:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from flash_grpo.distributed import Ranks
-from flash_grpo.rewards import RewardError
+from flash_grpo.rewards import RewardError, RewardErrorElsewhere
 
 Result = TypeVar("Result")
 POLL_S = 0.05
@@ -67,4 +67,5 @@ class Journal:
         """On every rank, where one has failed: what the last of those said."""
         failed = int(self.ranks.max(torch.tensor(-1 if self.failure is None else self.ranks.rank)))
         if failed >= 0:
-            raise RewardError(self.ranks.from_rank(failed, str(self.failure))) from self.failure
+            told = self.ranks.from_rank(failed, str(self.failure))
+            raise self.failure or RewardErrorElsewhere(f"{told} (rank {failed} of {self.ranks.world_size})")

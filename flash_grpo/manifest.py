@@ -15,6 +15,7 @@ import torch
 
 from flash_grpo import slurm
 from flash_grpo.distributed import Ranks
+from flash_grpo.prompts import Prompts
 from flash_grpo.records import RunManifest
 from flash_grpo.schedule import fingerprint
 from flash_grpo.types import FlowSchedule
@@ -22,11 +23,14 @@ from flash_grpo.types import FlowSchedule
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
 NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach", "server", "bench")
 NOT_IDENTITY += ("rollout.batch", "training.batch", "evaluation.sampler.batch")
+NOT_IDENTITY += ("prompts.train", "prompts.test")  # files, whose texts may not change, see `refuse_other_prompts`
 NOT_IDENTITY += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
-def describe(config: dict[str, Any], run_name: str, schedule: FlowSchedule, ranks: Ranks) -> RunManifest:
+def describe(
+    config: dict[str, Any], run_name: str, schedule: FlowSchedule, prompts: Prompts, ranks: Ranks
+) -> RunManifest:
     """The manifest of a run of the resolved `config`, not yet started."""
     return RunManifest(
         run_name=run_name,
@@ -38,6 +42,7 @@ def describe(config: dict[str, Any], run_name: str, schedule: FlowSchedule, rank
         config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
         schedule={name: value.tolist() for name, value in vars(schedule).items()},
         schedule_hash=fingerprint(schedule),
+        prompts_hash=hash_of(prompts),
         git=git_state(),
         packages={name: metadata.version(name) for name in PACKAGES},
         hardware=hardware(ranks),
@@ -47,7 +52,7 @@ def describe(config: dict[str, Any], run_name: str, schedule: FlowSchedule, rank
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """What may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
-    saved, how much is computed at once, and where its reward servers are.
+    saved, how much is computed at once, where its reward servers are and where its prompts lie.
     """
     left_out = tuple(f"{key}." for key in NOT_IDENTITY)
     return {key: value for key, value in flat(config).items() if not f"{key}.".startswith(left_out)}
@@ -66,6 +71,19 @@ def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[s
             f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
             "choose another study or run_name, or delete it"
         )
+
+
+def refuse_other_prompts(directory: Path, known: str, prompts: Prompts) -> None:
+    """ValueError where a run began with other texts; known: its `prompts_hash`, empty in runs of earlier versions."""
+    if known and known != hash_of(prompts):
+        raise ValueError(
+            f"{directory} holds a run with other texts than prompts.train and prompts.test give now: choose another study or "
+            "run_name, or put the files back"
+        )
+
+
+def hash_of(prompts: Prompts) -> str:
+    return hashlib.sha256(json.dumps([prompts.train, prompts.test]).encode()).hexdigest()
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -126,10 +144,14 @@ def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | No
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return ""
     said = [one for one in starts if one["slurm"].get("SLURM_JOB_ID") == job]
-    got_further = [slurm.restart_of(one) for one in said if progress is None or not progress.items() <= one.items()]
+    got_further = [slurm.restart_of(one) for one in said if progress is None or _is_further(progress, one)]
     idle = int(os.environ.get("SLURM_RESTART_COUNT", 0)) - 1 - max(got_further, default=-1)
     if idle < limit:
         return ""
     if progress is None:
         return f"started {idle} times without loading its checkpoint and model: giving up"
     return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
+
+
+def _is_further(progress: dict[str, int], start: dict[str, Any]) -> bool:
+    return any(progress[key] > start.get(key, 0) for key in ("pieces", "reached"))

@@ -118,17 +118,18 @@ class RunManifest:
 
     run_name, study: the directory's two last parts. method: name of the method; seed, model: as configured.
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
-    schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them.
+    schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them. prompts_hash: of all texts.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
     status: running, completed or failed; reason: one line when failed, or why it stopped. traceback: of the exception that
         it failed of, on whichever rank.
     starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
-      `journal`) done until then, reached (the last iteration that a start before it has recorded), git, Slurm ids, host, pid.
+      `journal`) done until then, reached (the last iteration that any start before it has recorded), git, Slurm ids, host, pid.
     bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
         waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (UTC), seconds
         elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
-        useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record.
+        useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record, at most
+        device_seconds: a run may also have run elsewhere, or on a CPU with several threads.
         lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also time in which
         the process had no core.
     """
@@ -146,6 +147,7 @@ class RunManifest:
     packages: dict[str, str]
     hardware: dict[str, Any]
     world_size: int
+    prompts_hash: str = ""
     status: str = "running"
     reason: str = ""
     traceback: str = ""
@@ -169,11 +171,15 @@ def _finite(value: Any) -> Any:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`; a reader, or a crash, sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_manifest(run_dir: Path, manifest: RunManifest) -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from flash_grpo import manifest, run
 from flash_grpo.hub import local_folder
 from flash_grpo.policies.source import pipeline_folder
+from flash_grpo.prompts import Prompts
 from flash_grpo.records import read_manifest
 
 GIVEN_LATER = {"device", "lora"}
@@ -26,13 +27,13 @@ def rehearse(cfg: DictConfig, world_size: int) -> None:
     run.check_counts(cfg)
     run.build(cfg.budget, "budget")
     run.build(cfg.evaluation.sampler, "evaluation.sampler")
-    run.planned(cfg, world_size)
-    _rehearse_directory(cfg)
+    _, _, prompts, _ = run.planned(cfg, world_size)
+    _rehearse_directory(cfg, prompts)
     _rehearse_reward(OmegaConf.to_yaml(cfg.reward, resolve=True))
     _rehearse_model(OmegaConf.to_yaml(cfg.model, resolve=True), OmegaConf.to_yaml(cfg.optim, resolve=True))
 
 
-def _rehearse_directory(cfg: DictConfig) -> None:
+def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
     directory = Path(str(cfg.runs_root), str(cfg.study), str(cfg.run_name))
     known = read_manifest(directory)
     if known:
@@ -42,6 +43,7 @@ def _rehearse_directory(cfg: DictConfig) -> None:
             for key, part in parts.items()
         }
         run.checked(manifest.refuse_another_config, directory, known.config, wanted)
+        run.checked(manifest.refuse_other_prompts, directory, known.prompts_hash, prompts)
 
 
 @lru_cache

@@ -116,10 +116,17 @@ class Run:
 
     def _evaluate(self, sheet: str | None = None) -> None:
         trainer = self.trainer
-        self.evaluating = True
-        with trainer.meter.phase(EVALUATION), trainer.ema.applied():
+        if not self.evaluating:
+            self.evaluating = True
+            self._save()  # an evaluation may take hours
+        with trainer.ema.applied():
             evaluated = self.evaluation(
-                trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks, journal=trainer.journal
+                trainer.policy,
+                trainer.reward,
+                trainer.prompts.test,
+                trainer.ranks,
+                journal=trainer.journal,
+                timed=lambda: trainer.meter.phase(EVALUATION, whole=True),
             )
         self.evaluating = False
         trainer.meter.charge(evaluated.device_seconds, EVALUATION)
@@ -284,8 +291,11 @@ def run(cfg: DictConfig, run_name: str) -> Path:
         else:
             place.leave_as_found()
         raise
-    except ConfigError:
-        place.leave_as_found()
+    except ConfigError as error:
+        if "SLURM_JOB_ID" in os.environ:  # what was refused before it was queued is another matter
+            place.fail(error)
+        else:
+            place.leave_as_found()
         raise
     except BaseException as error:
         place.fail(error)
@@ -300,12 +310,13 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     build(cfg.budget, "budget")
     build(cfg.evaluation.sampler, "evaluation.sampler")
     ranks = Ranks(device(cfg))
-    schedule, *_ = planned(cfg, ranks.world_size)
+    schedule, _, prompts, _ = planned(cfg, ranks.world_size)
     path, config = directory_of(cfg, run_name), OmegaConf.to_container(cfg, resolve=True)
     if known := read_manifest(path):
         checked(manifest.refuse_another_config, path, known.config, config)
+        checked(manifest.refuse_other_prompts, path, known.prompts_hash, prompts)
     try:
-        described = manifest.describe(config, run_name, schedule, ranks)
+        described = manifest.describe(config, run_name, schedule, prompts, ranks)
         return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
     except Leave:
         raise Interrupted("nothing was done yet; the same command begins or continues this run") from None

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,8 +87,9 @@ def submitted(study: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of jobs.jsonl by run, oldest first: the newest job of a run is its last."""
     runs: dict[str, list[dict[str, Any]]] = {}
     path = study / ".submitit" / "jobs.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        runs.setdefault((told := json.loads(line))["run"], []).append(told)
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):  # else it is being written
+            runs.setdefault((told := json.loads(line))["run"], []).append(told)
     return runs
 
 
@@ -167,7 +169,8 @@ def bill(run_dir: Path, jobs: list[dict[str, Any]], answer: Answer) -> dict[str,
     if not known:
         return None
     starts = sorted(known.values(), key=lambda one: one["start"])
-    total, useful = sum(one["seconds"] * one["devices"] for one in starts), _useful(run_dir)
+    total = sum(one["seconds"] * one["devices"] for one in starts)
+    useful = min(total, _useful(run_dir))
     return {
         "starts": starts,
         "device_seconds": total,
@@ -188,7 +191,8 @@ def write_bills(study: Path, answer: Answer) -> list[str]:
             continue
         if not all(start.over for job in ids for start in answer.starts.get(job, [])):
             unsettled.append(run)
-        else:
+            continue
+        with suppress(OSError):  # a full disk; the next one to ask writes it
             _write(study / run, bill(study / run, jobs, answer), ids)
     return unsettled
 

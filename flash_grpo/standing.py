@@ -40,6 +40,7 @@ WAITS = {
 }
 KINDS = {"QOS": "a limit of the QOS", "Max": "a limit of the account", "Assoc": "a limit of the account"}
 KINDS |= {"ReqNodeNotAvail": "its nodes are down or reserved", "Nodes required": "its nodes are down or reserved"}
+RUNAWAY_S = 1800  # how long the accounting may take to hear of an end
 RANK = re.compile(r"^\[rank\d+\]: ?")  # torch marks the lines of a traceback, where there are several ranks
 LOST_A_RANK = re.compile(r"gloo/transport|Dist(Backend|Network|Store)Error")
 ENDS = {
@@ -171,18 +172,30 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], past: list[Start], 
     spoke = manifest is not None and _has_started(manifest, job, past)
     if spoke and manifest.status == "completed":
         return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
+    reason = _short(manifest.reason) if spoke else ""
+    if (
+        spoke and manifest.status == "failed" and not LOST_A_RANK.search(reason)
+    ):  # which the accounting may not know yet
+        return "failed", reason
     if last is None and _array(job["job_id"]) in arrays:  # Slurm forgets an element that was cancelled while it waited
         return "cancelled", "before it started"
     if last is None:
         return "unknown", f"Slurm knows no job {job['job_id']} any more"
-    if not last.over:
+    if not last.over and _silence_s(job) < RUNAWAY_S:
         return "ending", "has left the queue; the accounting does not know its end yet"
-    reason = _short(manifest.reason) if spoke else ""
+    if not last.over:
+        return "failed", "has left the queue; the accounting never heard of its end (sacctmgr show runawayjobs)"
     if last.state == "CANCELLED":
         return "cancelled", reason or ("" if last.seconds else "before it started")
     if reason and not LOST_A_RANK.search(reason):
         return "interrupted" if manifest.status == "running" else "failed", reason
     return "failed", ENDS.get(last.state) or last_words(_texts(job))
+
+
+def _silence_s(job: dict[str, Any]) -> float:
+    """Since the job's logs were last written to, or since it was submitted."""
+    said = [path.stat().st_mtime for path in logs(job) if path.exists()]
+    return time.time() - max([job["submitted"], *said])
 
 
 def _array(job: str) -> str:

@@ -1,6 +1,7 @@
 """`python -m flash_grpo.jobs` without a Slurm: what it makes of a study's files and of Slurm's answers."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from flash_grpo.records import (
 )
 from flash_grpo.slurm import Answer, Queued, Start
 from flash_grpo.standing import last_words, standings
+from hydra_plugins.flash_grpo_plugins import _submission
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +106,15 @@ def ended(state: str) -> Answer:
         ("running", "", ended("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
         ("running", "interrupted: saved", ended("FAILED"), "interrupted", "saved"),
         ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "saved"),
+        ("failed", "ValueError: no", Answer(queued={}, starts={}), "failed", "ValueError: no"),
+        ("failed", "ValueError: no", ended("RUNNING"), "failed", "ValueError: no"),
+        (
+            None,
+            "",
+            ended("RUNNING"),
+            "failed",
+            "has left the queue; the accounting never heard of its end (sacctmgr show runawayjobs)",
+        ),  # the job is from 2001
         (None, "", Answer(queued={}, starts={"7_[0-3]": [start("CANCELLED")]}), "cancelled", "before it started"),
         (None, "", Answer(queued={}, starts={}), "unknown", "Slurm knows no job 7_0 any more"),
         ("completed", "", None, "complete", ""),
@@ -194,6 +205,37 @@ def test_runs_are_cancelled_though_the_accounting_does_not_answer(tmp_path, monk
     jobs.main([str(tmp_path), "--cancel"])
     assert told == [("scancel", "7_0")]
     assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
+
+
+def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):
+    submitted(tmp_path)
+    with open(tmp_path / ".submitit/jobs.jsonl", "a") as file:
+        file.write('{"run": "seed1", "job_')
+    assert list(slurm.submitted(tmp_path)) == ["seed0"]
+
+
+def test_a_full_disk_costs_the_bill_and_not_the_table(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    jobs.main([str(tmp_path)])
+    assert "complete" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "seed0").iterdir()] == ["run.json"]
+
+
+def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "failed", "ValueError: no")
+    shutil.copytree(tmp_path / "seed0", tmp_path / "alone")
+    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("FAILED"))
+    monkeypatch.setattr(_submission, "resubmit", lambda folder, lines: [{**line, "job_id": "9"} for line in lines])
+    jobs.main([str(tmp_path), "--resubmit", "failed"])
+    assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
 
 
 def test_a_server_s_device_seconds_are_no_part_of_the_job_s_bill(tmp_path):

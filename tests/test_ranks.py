@@ -73,7 +73,7 @@ def test_the_manifest_counts_the_ranks_and_their_starts(two):
 
 def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two):
     told = [ranks["failed"] for ranks in two[1]]
-    assert told[0] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
+    assert told[0] == (["no answer (rank 1 of 2)", ""] * 2, ["000000+001", "000000+001"])
     assert told[1] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
 
 

@@ -24,7 +24,7 @@ from flash_grpo.directory import RunDirectory
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.policies.wan import WanPolicy
-from flash_grpo.records import RecordWriter, as_json, read_manifest, read_records
+from flash_grpo.records import FailureRecord, RecordWriter, as_json, read_manifest, read_records
 from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.trainer import RewardError, Trainer
 from flash_grpo.types import Scores
@@ -253,7 +253,7 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
 
 
 def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
-    for key in manifest.NOT_IDENTITY:
+    for key in set(manifest.NOT_IDENTITY) - {"prompts.train", "prompts.test"}:  # whose texts are part of it
         assert cli.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
 
 
@@ -625,6 +625,7 @@ FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before thi
         (4, ((0, BEFORE), (1, HERE), (2, HERE)), HERE, 3),  # start 3 did not get as far as to say
         (3, ((0, HERE), (1, HERE), (2, HERE)), FELL_BACK, 0),
         (3, (), HERE, 3),
+        (4, ((0, HERE), (1, FELL_BACK), (2, FELL_BACK), (3, FELL_BACK)), FELL_BACK, 3),
         (4, ((0, HERE),), None, 3),
         (3, ((0, HERE),), None, 0),
     ],
@@ -632,6 +633,22 @@ FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before thi
 def test_a_job_that_slurm_restarts_without_progress_gives_up(restarted, restarts, said, now, idle):
     told = manifest.endless_restarts(restarted(restarts, said), now, limit=3)
     assert told.startswith(f"started {idle} times without") if idle else not told
+
+
+def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(config, tmp_path, monkeypatch, restarted):
+    """Each start is killed before it has saved anything."""
+    for restarts, reached in enumerate((3, 2, 3, 1, None)):
+        restarted(restarts)
+        if reached is None:
+            with pytest.raises(RuntimeError, match="started 3 times without completing a micro-batch"):
+                _start(config, tmp_path)
+            break
+        cfg = config(*LONG, f"runs_root={tmp_path}")
+        place = run.claim(cfg, cfg.run_name)
+        place.begin(0, 0, 0)
+        for iteration in range(1, reached + 1):
+            place.records.append(FailureRecord(kind="iteration", iteration=iteration, reason=""))
+        place.lock.close()
 
 
 def test_a_person_s_own_restarts_do_not_count(restarted):
@@ -647,6 +664,24 @@ def test_a_job_whose_starts_all_die_before_they_have_loaded_anything_gives_up_an
         _start(config, tmp_path)
     told = read_manifest(tmp_path / "default/small")
     assert (told.status, len(told.starts)) == ("failed", 1)
+
+
+def test_other_texts_in_the_same_files_are_refused(config, tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).write_text("a red ball moving left\na blue ball moving up\n")
+    asked = (
+        "prompts=file",
+        *(f"prompts.{name}={tmp_path / name}" for name in ("train", "test")),
+        "budget.iterations=1",
+    )
+    directory = _start(config, tmp_path, *asked)
+    copied = tmp_path / "copied"
+    copied.write_bytes((tmp_path / "test").read_bytes())
+    _start(config, tmp_path, *asked, f"prompts.test={copied}")
+    (tmp_path / "test").write_text("a green ball moving left\n")
+    with pytest.raises(run.ConfigError, match=r"other texts than prompts\.train and prompts\.test give now"):
+        _start(config, tmp_path, *asked)
+    assert read_manifest(directory).status == "completed"
 
 
 # -- failing -------------------------------------------------------------------------------------------------------
@@ -678,7 +713,8 @@ def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
     described = run.claim(cfg, "shared").manifest
     ranks = [
-        SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0, from_main=lambda value: value) for rank in (0, 1)
+        SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0, from_main=lambda value: value, barrier=lambda: None)
+        for rank in (0, 1)
     ]
     main, other = (RunDirectory(tmp_path / "default/shared", described, one, 3) for one in ranks)
     main.begin(0, 0, 0)

@@ -63,10 +63,11 @@ def test_a_start_that_dies_before_it_can_speak_is_failed_and_goes_on_when_it_is_
     model.rename(tmp_path / "elsewhere")
     one.until("seed0", "failed")
     assert str(model) in one.line("seed0")
+    assert "ConfigError" in read_manifest(one.directory("seed0")).traceback
     (tmp_path / "elsewhere").rename(model)
     one.jobs("--resubmit", "failed")
     one.until("seed0", "complete")
-    assert len(read_manifest(one.directory("seed0")).starts) == 2
+    assert len(read_manifest(one.directory("seed0")).starts) == 3
 
 
 def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(study, train):

@@ -237,11 +237,14 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     held = "+hydra.launcher.additional_parameters.hold=true"
     cache = "+model.embedding_cache=${oc.env:CACHE}"
     monkeypatch.setitem(cluster, "CACHE", str(tmp_path / "text"))
+    for name in ("train", "test"):
+        (tree / f"{name}.txt").write_text("a red ball moving left\na blue ball moving up\n")
+    own += ("prompts=file", *(f"prompts.{name}={tree}/{name}.txt" for name in ("train", "test")))
     one = study("seed=5", "budget.iterations=40", "detach=true", held, cache, *own, tree=tree)
     assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
     resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
     assert (resolved.model.embedding_cache, resolved.run_name) == (str(tmp_path / "text"), "seed5")
-    for name in ("flash_grpo/trainer.py", "mine.py", "helper.py"):
+    for name in ("flash_grpo/trainer.py", "mine.py", "helper.py", "train.txt", "test.txt"):
         (tree / name).write_text("raise RuntimeError('edited')\n")
     (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
     one.slurm("scontrol", "release", one.job("seed5"))
@@ -251,6 +254,8 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     assert len(read_manifest(one.directory("seed5")).starts) == 2
     steps = [record["steps"] for record in read_records(one.directory("seed5")) if record["kind"] == "iteration"]
     assert all(sum(share > 0 for share in step_T) == 3 for step_T in steps)
+    (first, *_) = read_records(one.directory("seed5"))
+    assert set(first["prompt_rewards"]) == {"a red ball moving left", "a blue ball moving up"}
     copied = Path(one.lines()[0]["code"])
     assert json.loads((copied / "git.json").read_text())["commit"]
     assert "+edited before" in (copied / "dirty.diff").read_text()

@@ -12,6 +12,10 @@ class RewardError(RuntimeError):
     """A reward that cannot be trained on, or cannot be had. The run stops; its last checkpoint stays."""
 
 
+class RewardErrorElsewhere(RewardError):
+    """Another rank's, of which this one was told."""
+
+
 class Reward(Protocol):
     """Scores B videos, uint8 [B, F, H, W, 3], against B texts; higher is better."""
 

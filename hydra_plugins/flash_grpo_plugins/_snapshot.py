@@ -101,12 +101,12 @@ def _digest(folder: Path) -> str:
 def _note_commit(checkout: Path, folder: Path) -> None:
     """Beside the copy: the commit it came from, and what differed from that."""
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True).stdout
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", *arguments], cwd=checkout, capture_output=True).stdout
 
     if not (checkout / "train.py").is_file() or not shutil.which("git"):
         return
-    commit, difference = git("rev-parse", "--verify", "-q", "HEAD").strip(), git("diff", "--binary", "HEAD")
+    commit, difference = git("rev-parse", "--verify", "-q", "HEAD").decode().strip(), git("diff", "--binary", "HEAD")
     dirty = bool(git("status", "--porcelain").strip())
     (folder / "git.json").write_text(json.dumps({"commit": commit or None, "dirty": dirty}) + "\n")
-    (folder / "dirty.diff").write_text(difference)
+    (folder / "dirty.diff").write_bytes(difference)

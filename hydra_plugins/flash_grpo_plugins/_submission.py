@@ -52,7 +52,8 @@ def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
     A site's defaults for what these leave open stay."""
     import submitit
 
-    open_to_the_site = [name for name in SITE if parameters.get(f"slurm_{name}") is None]
+    asked = parameters.get("slurm_additional_parameters", {})
+    open_to_the_site = [name for name in SITE if parameters.get(f"slurm_{name}", asked.get(name)) is None]
     names = [*KEPT, *(f"SBATCH_{name.upper()}" for name in open_to_the_site)]
     kept = {name: os.environ[name] for name in names if name in os.environ}
     with submitit.helpers.clean_env():
@@ -81,8 +82,14 @@ def job_line(job: Any, **told: Any) -> dict[str, Any]:
 
 def write_jobs(folder: Path, lines: list[dict[str, Any]]) -> None:
     """One line per submitted run: what finds it again without this process."""
-    with open(folder / JOBS, "a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    path = folder / JOBS
+    length = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab", buffering=0) as file:  # at once: others read it
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    except OSError:
+        os.truncate(path, length)
+        raise
 
 
 def _found_by(job: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ runs; the launcher waits for all runs and names every failure, or, with `detach=
 """
 
 import getpass
+import hashlib
 import logging
 import os
 import shlex
@@ -58,19 +59,23 @@ class SlurmResumableConf(SlurmQueueConf):
     signal_delay_s: int = 300  # the time to save in, before the time limit
     stderr_to_stdout: bool = True  # one log per rank
     additional_parameters: dict[str, Any] = field(default_factory=lambda: {"requeue": True})
-    srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1"])
+    srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1", "--wait=0"])
     detach: bool = "${oc.select:detach,false}"  # submit and return at once
     # a function (cfg, ranks) that raises ValueError where a point of the sweep could not begin; null: nothing is tried
     rehearse: str | None = "flash_grpo.rehearsal.rehearse"
+    # keys that name files which a run reads, copied at submission
+    files: list[str] = field(default_factory=lambda: ["prompts.train", "prompts.test"])
 
 
 ConfigStore.instance().store("slurm_resumable", SlurmResumableConf, group="hydra/launcher", provider="flash_grpo")
 
 
 class ResumableSlurmLauncher(SlurmLauncher):
-    def __init__(self, detach: bool = False, rehearse: str | None = None, **params: Any) -> None:
+    def __init__(
+        self, detach: bool = False, rehearse: str | None = None, files: Sequence[str] = (), **params: Any
+    ) -> None:
         super().__init__(**params)
-        self.detach, self.rehearse = detach, rehearse
+        self.detach, self.rehearse, self.files = detach, rehearse, tuple(files)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self._refuse_what_cannot_run()
@@ -81,6 +86,7 @@ class ResumableSlurmLauncher(SlurmLauncher):
         self._refuse_those_under_way(study.parent, runs)
         code = snapshot(study / "code")
         for run in runs:
+            _copy_files(run, self.files, study / "files")
             _resolve(run, study / "config")
         jobs = self._submit(study, runs, code)
         write_jobs(study, [_line(run, job, code) for run, job in zip(runs, jobs, strict=True)])
@@ -170,6 +176,7 @@ def _refuse_what_the_site_lacks(account: str | None, partition: str | None, minu
         mine = (f"user={getpass.getuser()}", f"account={account}", "format=account")
         if not slurm.asked("sacctmgr", "-nP", "show", "assoc", *mine).strip():
             refuse(f"hydra.launcher.account={account}: Slurm's accounting knows no such account of yours")
+    partition = partition or os.environ.get("SBATCH_PARTITION")
     chosen = ["-p", partition] if partition else []
     for line in slurm.asked("sinfo", "-h", "-o", "%P|%l", *chosen).splitlines():
         name, longest = line.split("|")
@@ -187,6 +194,19 @@ def _minutes(limit: str) -> float:
     days, _, clock = limit.rpartition("-")
     seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
     return int(days or 0) * 1440 + seconds / 60
+
+
+def _copy_files(run: Run, keys: Sequence[str], folder: Path) -> None:
+    """What the run reads is what these files held when it was submitted; a copy is named by its content."""
+    for key in keys:
+        path = OmegaConf.select(run.cfg, key)
+        if isinstance(path, str) and Path(path).is_file():
+            content = Path(path).read_bytes()
+            copy = folder.absolute() / f"{hashlib.sha256(content).hexdigest()[:12]}-{Path(path).name}"
+            if not copy.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
+            OmegaConf.update(run.cfg, key, str(copy))
 
 
 def _resolve(run: Run, folder: Path) -> None:
