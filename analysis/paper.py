@@ -23,13 +23,15 @@ LAYOUT = {"fig4": ("window", "flash"), "fig5": ("full", "flash")}
 def matches_paper(study: Study) -> bool:
     """Whether a study is of the paper's model and reward: Wan2.1 1.3B scored by HPSv3, in its own process or in another."""
 
+    return len(study.runs) > 0 and is_of_its_model(study) and _is_hpsv3s(study.evaluations)
+
+
+def is_of_its_model(study: Study) -> bool:
     def is_same(run: object) -> bool:
         told = run.config.get("model", {}).get("architecture") or {}
         return "1.3b" in run.model.lower() or told.items() >= ARCHITECTURE.items()
 
-    return (
-        len(study.runs) > 0 and all(is_same(run) for run in study.runs.itertuples()) and _is_hpsv3s(study.evaluations)
-    )
+    return all(is_same(run) for run in study.runs.itertuples())
 
 
 def _is_hpsv3s(evaluations: pd.DataFrame) -> bool:
@@ -101,21 +103,28 @@ def base_scores(study: Study) -> dict[str, float]:
 def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
     """Table 1: the paper's rows, and under each method's row the study's, with intervals over seeds."""
     published = pd.read_csv(PAPER / "table1_vbench.csv")
-    ours = _ingested(study, summaries)
+    ours, source = _ingested(study, summaries), _source(study)
     rows = []
     for item in published.itertuples(index=False):
         rows.append(
             _table1_row(item.method, "paper", "1", item.gpu_hours, {name: getattr(item, name) for name in VBENCH})
         )
         if item.method == BASE_ROW and (base := base_scores(study)):
-            rows.append(_table1_row("Base model", "this study", "1", np.nan, base))
+            rows.append(_table1_row("Base model", source, "1", np.nan, base))
         if (method := METHOD_OF.get(item.method)) in set(ours.get("arm", ())):
-            rows.append(_study_row(item.method, ours[ours["arm"] == method]))
+            rows.append(_study_row(item.method, source, ours[ours["arm"] == method]))
     others = ours[~ours["arm"].isin(METHOD_OF.values())] if len(ours) else ours
     rows += [
-        _study_row(style.look(arm).name, others[others["arm"] == arm]) for arm in style.ordered(others.get("arm", ()))
+        _study_row(style.look(arm).name, source, others[others["arm"] == arm])
+        for arm in style.ordered(others.get("arm", ()))
     ]
     return pd.DataFrame(rows)
+
+
+def _source(study: Study) -> str:
+    """Of a row; where it is no measurement of the paper's model, with the model's name."""
+    models = " and ".join(sorted({Path(model).name for model in study.runs["model"]}))
+    return "this study" if is_of_its_model(study) else f"this study, {models}"
 
 
 def _ingested(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
@@ -126,9 +135,9 @@ def _ingested(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
     return summaries.reset_index(drop=True).join(pd.DataFrame(scores).reindex(columns=list(VBENCH)))
 
 
-def _study_row(name: str, rows: pd.DataFrame) -> dict:
+def _study_row(name: str, source: str, rows: pd.DataFrame) -> dict:
     scores = {column: mean_estimate(rows[column].astype(float)) for column in VBENCH}
-    return _table1_row(name, "this study", str(len(rows)), mean_estimate(rows["device_seconds"] / 3600), scores)
+    return _table1_row(name, source, str(len(rows)), mean_estimate(rows["device_seconds"] / 3600), scores)
 
 
 def _table1_row(name: str, source: str, n: str, hours: float | Estimate, scores: dict[str, float | Estimate]) -> dict:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.archive import SUFFIX, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, read_run
+from flash_grpo.identity import AT_ONCE, is_of_servers
 from flash_grpo.records import MANIFEST, RECORDS, Cost
 
 RUN_COLUMNS = (
@@ -32,8 +33,7 @@ RUN_COLUMNS = (
 )
 # Settings that may differ between the seeds of one arm without making them different experiments.
 BOOKKEEPING = ("seed", "study", "run_name", "runs_root", "device", "threads", "budget", "checkpoint", "slurm")
-BOOKKEEPING += ("rollout.batch", "training.batch", "evaluation.sampler.batch", "optim.lora.seed")
-BOOKKEEPING += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
+BOOKKEEPING += (*AT_ONCE, "optim.lora.seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
 def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
     flat = {}
     for key, value in config.items() if isinstance(config, dict) else ():
-        if f"{prefix}{key}" not in BOOKKEEPING:
+        if f"{prefix}{key}" not in BOOKKEEPING and not is_of_servers(f"{prefix}{key}"):
             flat |= (
                 _flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
             )

@@ -17,16 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flash_grpo.identity import PROMPT_FILES, is_identity
+
 CONF = str(Path(__file__).parent / "conf")
 GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
 LONGEST_NAME = 200  # of a directory; file systems allow 255 bytes
 SWEEP = ("-m", "--multirun")
 NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
-PLACE = ("study", "runs_root", "run_name", "sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
-PLACE += ("detach", "rollout.batch", "training.batch", "evaluation.sampler.batch")
-PLACE += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
-REACH = ("budget", "checkpoint", "measure", "server", "bench", "hydra")  # how far a run goes, not which one it is
+NOT_IN_NAME = ("sweeps", "slurm", "seed", "method", "ablations", "threads", "device")  # or in it anyway
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
@@ -37,11 +36,17 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     """
     asked = [item.lstrip("+~") for item in overrides]
     keys = {item: item.split("=")[0] for item in asked}
-    told = sorted(item for item, key in keys.items() if key not in PLACE and key.split(".")[0] not in REACH)
+    told = sorted(item for item, key in keys.items() if _is_told(key))
     name = "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
+
+
+def _is_told(key: str) -> bool:
+    if key.split(".")[0] == "hydra" or key in NOT_IN_NAME:
+        return False
+    return is_identity(key) or key in PROMPT_FILES
 
 
 def _resolve_name(*, _root_: DictConfig) -> str:

@@ -15,8 +15,10 @@ def local_folder(path: str, revision: str | None, key: str) -> Path:
     key: how the configuration calls it, for the one line of the ValueError.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir() or path.count("/") != 1 or path.startswith((".", "~", "/")):
+    if folder.is_dir():
         return folder
+    if path.count("/") != 1 or path.startswith((".", "~", "/")):
+        raise ValueError(f"{key}={path}: there is no such folder")
     if not revision:
         raise ValueError(f"{key}={path}: a hub id needs a pinned revision (a commit hash)")
     try:

@@ -15,16 +15,13 @@ import torch
 
 from flash_grpo import slurm
 from flash_grpo.distributed import Ranks
+from flash_grpo.identity import is_identity
 from flash_grpo.prompts import Prompts
 from flash_grpo.records import RunManifest
 from flash_grpo.schedule import fingerprint
 from flash_grpo.types import FlowSchedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-NOT_IDENTITY = ("budget", "study", "runs_root", "run_name", "checkpoint", "measure", "detach", "server", "bench")
-NOT_IDENTITY += ("rollout.batch", "training.batch", "evaluation.sampler.batch")
-NOT_IDENTITY += ("prompts.train", "prompts.test")  # files, whose texts may not change, see `refuse_other_prompts`
-NOT_IDENTITY += ("reward.batch", "reward.urls", "reward.timeout", "reward.give_up_after")
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -54,8 +51,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     """What may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
     saved, how much is computed at once, where its reward servers are and where its prompts lie.
     """
-    left_out = tuple(f"{key}." for key in NOT_IDENTITY)
-    return {key: value for key, value in flat(config).items() if not f"{key}.".startswith(left_out)}
+    return {key: value for key, value in flat(config).items() if is_identity(key)}
 
 
 def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flash_grpo import cli
 from flash_grpo.distributed import Ranks
@@ -33,7 +34,7 @@ from flash_grpo.evaluate import Evaluated, Evaluation, standard_error
 from flash_grpo.export import known_run, saved_state
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.policies import Policy
-from flash_grpo.records import write_atomically
+from flash_grpo.records import MANIFEST, write_atomically
 from flash_grpo.rewards import Reward, RewardError
 from flash_grpo.rollout import DivergedError
 from flash_grpo.videos import read_vbench, vbench_name, write_mp4
@@ -46,12 +47,15 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
 
     The main rank also writes and prints it.
     """
-    from flash_grpo.run import build, device
+    from flash_grpo.run import build, check_counts, device
 
+    check_counts(cfg)
     ranks = Ranks(device(cfg))
     evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
     prompts = build(cfg.prompts, "prompts")
     texts = tuple(dict.fromkeys(prompts.test))
+    for name in states:
+        _refuse_other_prompts(output / name, texts)
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.get("lora"))
     told = {}
     for name, state in states.items():
@@ -72,6 +76,14 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
     if ranks.world_size > 1:
         end_at_once(0)
     return result
+
+
+def _refuse_other_prompts(folder: Path, texts: tuple[str, ...]) -> None:
+    """ValueError where videos of others lie, which whoever judges the folder would judge too."""
+    file = folder / "manifest.jsonl"
+    there = {json.loads(line)["prompt"] for line in file.read_text().splitlines()} if file.exists() else set()
+    if there and there != set(texts):
+        raise ValueError(f"{folder} holds videos of other prompts: give --output a directory of its own")
 
 
 def _evaluated(
@@ -190,7 +202,12 @@ def _changed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         elif key in cli.GROUPS or OmegaConf.is_dict(cfg.get(key)):
             raise ValueError(f"{item}: of a run only reward, prompts and evaluation can be chosen anew")
         else:
-            cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([item.lstrip("+")]))
+            OmegaConf.set_struct(cfg, not item.startswith("+"))
+            try:
+                cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([item.lstrip("+")]))
+            except OmegaConfBaseException as error:
+                raise ValueError(f"{item}: {str(error).splitlines()[0]}") from error
+            OmegaConf.set_struct(cfg, False)
     return cfg
 
 
@@ -221,10 +238,19 @@ def _keep_vbench(results: Path, folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such directory; name the one whose videos were judged")
     read_vbench(results)
-    kept = folder / "vbench.json"
+    kept = _vbench_file(folder.absolute())
+    kept.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(kept.read_text()) if kept.exists() else {}
     write_atomically(kept, json.dumps(known | json.loads(results.read_text())))
     print(json.dumps(read_vbench(kept), indent=1))
+
+
+def _vbench_file(judged: Path) -> Path:
+    """Of a run, for its trained weights wherever their videos lie, and for its base; of videos of no run, beside them."""
+    run_dir = next((folder for folder in (judged, *judged.parents) if (folder / MANIFEST).exists()), None)
+    if run_dir is None:
+        return judged / "vbench.json"
+    return (run_dir / "evaluation/base" if judged.name == "base" else run_dir) / "vbench.json"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -76,8 +76,7 @@ def _look_over(node: Any, key: str) -> None:
         _check_arguments(node, key)
     for name in [str(name) for name in node if str(name).endswith("revision")]:
         path = name.removesuffix("revision").rstrip("_") or "path"
-        if not run.checked(local_folder, node[path], node[name], f"{key}.{path}").is_dir():
-            raise run.ConfigError(f"{key}.{path}={node[path]}: there is no such folder")
+        run.checked(local_folder, node[path], node[name], f"{key}.{path}")
     if "instruction" in node:
         run.checked(get_object(node._target_).instruction_of, node.instruction)
 

@@ -22,6 +22,7 @@ from flash_grpo.directory import RunDirectory
 from flash_grpo.distributed import Ranks
 from flash_grpo.ema import EMA
 from flash_grpo.evaluate import Evaluated, Evaluation
+from flash_grpo.identity import AT_ONCE
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.method import Method
 from flash_grpo.policies import Policy
@@ -394,17 +395,19 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
 def tiny_sizes(cfg: DictConfig) -> str:
     """What of the tiny world's sizes a large model is left with; empty where there is none."""
     found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
-    found += [
-        f"{key}={size}" for key in ("rollout.batch", "training.batch") if (size := OmegaConf.select(cfg, key)) > 16
-    ]
+    found += [f"{key}={size}" for key in AT_ONCE if (size := OmegaConf.select(cfg, key)) > 16]
     if not found or "architecture" not in cfg.model:
         return ""
     return f"model.path={cfg.model.path} with the tiny world's sizes: {', '.join(found)}; recipe=wan21_1p3b has the release's"
 
 
 def policy_of(config: dict[str, Any], device: str) -> Policy:
-    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training."""
+    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training; without
+    what only the run's own device may have."""
     cfg = OmegaConf.create(config)
+    for key, plain in (("attention", None), ("compile", False)):
+        if key in cfg.model:
+            cfg.model[key] = plain
     return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 

@@ -108,7 +108,7 @@ BAD = {
         ["prompts.train=no.txt", "no such"],
     ),
     "an unnamed prompt file": ("prompts=file", ["prompts.train", "must be given"]),
-    "a missing model": ("model.path=nowhere", ["model.path=nowhere", "model_index.json"]),
+    "a missing model": ("model.path=nowhere", ["model.path=nowhere", "no such folder"]),
     "no budget": ("budget.pflop=null", ["budget.iterations, budget.device_hours, budget.pflop"]),
     "a negative budget": ("budget.pflop=-1", ["budget.pflop=-1", "positive"]),
     "never a checkpoint": ("checkpoint.every=0", ["checkpoint.every=0", "at least 1"]),

@@ -72,22 +72,26 @@ def test_model_libraries_are_known_to_policies_and_rewards_only():
     assert _inside(importers, "flash_grpo/policies", "flash_grpo/rewards")
 
 
-def test_records_need_nothing_but_the_standard_library():
-    assert _tops(ROOT / "flash_grpo/records.py") <= sys.stdlib_module_names
+@pytest.mark.parametrize("name", ["records", "identity", "ending"])
+def test_what_is_read_without_torch_needs_nothing_but_the_standard_library(name):
+    assert _tops(ROOT / f"flash_grpo/{name}.py") <= sys.stdlib_module_names
 
 
-def test_analysis_knows_of_the_package_only_its_records():
+def test_analysis_knows_of_the_package_only_its_records_and_what_makes_a_run_another():
     for path in (ROOT / "analysis").rglob("*.py"):
         own = {name for name in _imported(path) if name.startswith("flash_grpo")} - {"flash_grpo"}
         assert "torch" not in _tops(path)
-        assert all(name.startswith("flash_grpo.records") for name in own), path
+        assert all(name.startswith(("flash_grpo.records", "flash_grpo.identity")) for name in own), path
 
 
 def test_the_command_line_imports_nothing_heavy_until_a_run_starts():
     tree = ast.parse((ROOT / "flash_grpo/cli.py").read_text())
     first = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     first |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert {name.split(".")[0] for name in first} <= {"hydra", "omegaconf"} | sys.stdlib_module_names
+    assert {name.split(".")[0] for name in first - {"flash_grpo.identity"}} <= {
+        "hydra",
+        "omegaconf",
+    } | sys.stdlib_module_names
 
 
 def test_folders_of_configuration_hold_nothing_else():

@@ -14,9 +14,12 @@ REAL = {"table1_1p3b": 8, "table1_14b": 96, "fig4": 8, "fig5": 8, "ablation_1p3b
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A folder that looks like a pipeline's: nothing else of it is read, the model is made on the meta device."""
+    """A folder that looks like a pipeline's: only the names of its files are read, the model is made on the meta device."""
     folder = tmp_path_factory.mktemp("pipeline")
-    (folder / "model_index.json").write_text("{}")
+    names = [f"{part}/model.safetensors" for part in ("transformer", "vae", "text_encoder")]
+    for name in (*names, "tokenizer/spiece.model", "model_index.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
     return folder
 
 
@@ -31,6 +34,24 @@ def real(config, pipeline, tmp_path):
         return config(*overrides, *files, "reward=brightness", "rollout.layout.num_prompts=48", "~model.revision")
 
     return composed
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "text_encoder", "transformer"])
+def test_a_pipeline_that_was_fetched_in_part_is_refused_in_one_line(real, pipeline, tmp_path, name):
+    (pipeline / name).rename(tmp_path / name)
+    told = name if name == "tokenizer" else rf"{name}/\*.safetensors"
+    with pytest.raises(ConfigError, match=rf"model\.path=.*: {told} is missing there; fetch all of it") as refusal:
+        rehearse(real("sweeps=fig4"), 8)
+    assert "\n" not in str(refusal.value)
+    (tmp_path / name).rename(pipeline / name)
+
+
+def test_a_shard_that_is_missing_is_named(real, pipeline):
+    index = pipeline / "transformer/model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
+    with pytest.raises(ConfigError, match=r"transformer/model-2\.safetensors is missing"):
+        rehearse(real("sweeps=fig4"), 8)
+    index.unlink()
 
 
 @pytest.mark.parametrize("sweep", REAL)

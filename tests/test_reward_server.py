@@ -191,14 +191,12 @@ def test_a_server_is_asked_again_soon_and_then_ever_more_slowly():
 
 def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving):
     def fails_or_takes_long(video, text):
-        if text == ("a",):
+        if text == TEXTS[:1]:
             raise RuntimeError("out of memory")
         time.sleep(4)
         return brightness(video, text)
 
-    asked = RemoteReward(urls=[serving(fails_or_takes_long).url, serving(fails_or_takes_long).url], batch=1).ask(
-        VIDEO[:2], TEXTS[1::-1]
-    )
+    asked = RemoteReward(urls=[serving(fails_or_takes_long).url], batch=1).ask(VIDEO[:2], TEXTS[:2])
     start = time.monotonic()
     while not asked.ready():
         time.sleep(0.01)
@@ -299,6 +297,45 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     ]
     assert len(meanwhile) >= 4
     assert told[0] == told[1]
+
+
+def test_a_server_that_fails_leaves_its_videos_to_another(serving):
+    def broken(video, text):
+        raise RuntimeError("CUDA error")
+
+    urls = [serving(broken).url, serving().url]
+    scores = RemoteReward(urls=urls, batch=1)(VIDEO, TEXTS)
+    torch.testing.assert_close(scores.total_B, brightness(VIDEO, TEXTS).total_B)
+
+
+def test_many_clients_of_one_slow_server_all_get_their_scores_and_nothing_is_scored_twice(serving):
+    """More than the server lets wait, and longer than the client waits for an answer or without one."""
+    calls = []
+
+    def slow(video, text):
+        calls.append(text)
+        time.sleep(0.1)
+        return brightness(video, text)
+
+    server = serving(slow)
+    clients = [RemoteReward(urls=[server.url], timeout=2.0, give_up_after=3.0) for _ in range(40)]
+    asked = [client.ask(VIDEO[:1], TEXTS[:1]) for client in clients]
+    assert all(float(one.get().total_B) == float(brightness(VIDEO[:1], TEXTS[:1]).total_B) for one in asked)
+    assert len(calls) == 40
+
+
+@pytest.mark.parametrize("url", ["node7:8700", "http://node7:port", "ftp://node7", "http://"])
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(ValueError, match=r"reward\.urls: "):
+        RemoteReward(urls=[url])
+
+
+def test_no_proxy_is_asked(serving, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    torch.testing.assert_close(
+        RemoteReward(urls=[serving().url], give_up_after=2.0)(VIDEO, TEXTS).total_B, brightness(VIDEO, TEXTS).total_B
+    )
 
 
 def test_what_the_servers_compute_is_part_of_the_cost_and_of_an_evaluations_own(serving, train):

@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from flash_grpo import checkpoint, cli, manifest, run
+from flash_grpo import checkpoint, cli, identity, manifest, run
 from flash_grpo.directory import RunDirectory
 from flash_grpo.evaluate import Evaluation
 from flash_grpo.journal import Journal, Leave
@@ -253,7 +253,9 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
 
 
 def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
-    for key in set(manifest.NOT_IDENTITY) - {"prompts.train", "prompts.test"}:  # whose texts are part of it
+    elsewhere = ("reward.urls", "reward.rewards.hpsv3.timeout")
+    for key in (*identity.ELSEWHERE, *identity.REACH, *identity.AT_ONCE, *elsewhere):
+        assert not identity.is_identity(key)
         assert cli.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
 
 

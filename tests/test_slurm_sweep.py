@@ -123,7 +123,7 @@ def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
 
 def process_of(one: Study, run: str, rank: int) -> psutil.Process:
     """The rank's, which on this cluster is on this machine."""
-    ids = {"SLURM_ARRAY_JOB_ID": one.job(run).split("_")[0], "SLURM_PROCID": str(rank)}
+    ids = {"SLURM_JOB_ID": one.job(run), "SLURM_PROCID": str(rank)}  # of a job that is no array
     return next(
         process
         for process in psutil.process_iter(["cmdline", "environ"])

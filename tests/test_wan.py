@@ -175,9 +175,10 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
     [
         (
             "tiny",
-            "the tiny world's sizes: every weight is trained (optim=lora), rollout.batch=64, training.batch=64; recipe=",
+            "the tiny world's sizes: every weight is trained (optim=lora), rollout.batch=64, training.batch=64, "
+            "evaluation.sampler.batch=64; recipe=",
         ),
-        ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64; recipe="),
+        ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64, evaluation.sampler.batch=64; recipe="),
     ],
 )
 def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, told):
@@ -255,7 +256,7 @@ def test_compiled_blocks_compute_the_same(policy, monkeypatch):
     [
         ({"path": "Wan-AI/No-Such-Model", "revision": "0" * 40}, r"hf download Wan-AI/No-Such-Model --revision 0000"),
         ({"path": "Wan-AI/No-Such-Model"}, "needs a pinned revision"),
-        ({"path": "/nowhere"}, "model_index.json"),
+        ({"path": "/nowhere"}, "no such folder"),
         ({"lora": {**LORA, "targets": ["to_q", "add_k_proj"]}}, "add_k_proj match no linear layer"),
         ({"lora": {**LORA, "rank": 0}}, "at least 1"),
         ({"dtype": "float16"}, "allowed are float32, bfloat16"),

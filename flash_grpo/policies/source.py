@@ -9,6 +9,7 @@ from flash_grpo.hub import local_folder
 
 TINY = "tiny_wan"
 INDEX = "model_index.json"
+WEIGHTS = ("transformer", "vae", "text_encoder")
 
 
 def pipeline_folder(path: str, revision: str | None) -> Path:
@@ -16,7 +17,20 @@ def pipeline_folder(path: str, revision: str | None) -> Path:
     folder = Path(__file__).parent / TINY if path == TINY else local_folder(path, revision, "model.path")
     if not (folder / INDEX).is_file():
         raise ValueError(f"model.path={path}: no {INDEX} there; expected a folder in diffusers' layout or a hub id")
+    if missing := _missing(folder):
+        raise ValueError(f"model.path={path}: {missing} is missing there; fetch all of it, as in `hf download {path}`")
     return folder
+
+
+def _missing(folder: Path) -> str:
+    """The first of the pipeline's files that is not there; empty where all are."""
+    for part in WEIGHTS:
+        lists = sorted((folder / part).glob("*.index.json"))
+        named = {name for file in lists for name in json.loads(file.read_text())["weight_map"].values()}
+        there = {file.name for pattern in ("*.safetensors", "*.bin") for file in (folder / part).glob(pattern)}
+        if named - there or not there:
+            return f"{part}/{min(named - there, default='*.safetensors')}"
+    return "" if any((folder / "tokenizer").glob("*")) else "tokenizer"
 
 
 def index_of(folder: Path) -> dict[str, Any]:

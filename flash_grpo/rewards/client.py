@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import random
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, ThreadPool
 
 import httpx
@@ -25,16 +27,18 @@ class RemoteReward:
     urls: of the servers, asked in turn and at once, by each rank from another one on. batch: videos in one request (raw
     frames, 97 MB each at 480 x 832 x 81). timeout: seconds for one answer. give_up_after: seconds without one after which
     the run ends; its checkpoints stay.
-    The token is FLASH_GRPO_REWARD_TOKEN of the environment, where the server asks for one.
+    The token is FLASH_GRPO_REWARD_TOKEN of the environment, where the server asks for one. Proxies are not asked.
     """
 
     def __init__(self, *, urls: Sequence[str], batch: int = 4, timeout: float = 600.0, give_up_after: float = 1800.0):
         if not urls or batch < 1:
             raise ValueError(f"reward.urls={list(urls)}, batch={batch}: at least one server and one video are needed")
+        for url in urls:
+            _refuse_no_address(url)
         self._urls, self._batch, self._give_up_after = [url.rstrip("/") for url in urls], batch, give_up_after
         token = os.environ.get(TOKEN)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers)
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers, trust_env=False)
         self._turn = itertools.count(int(os.environ.get("RANK", 0)))
         self._lanes = [ThreadPool(1) for _ in self._urls]  # a server scores one request at a time; daemon threads
 
@@ -49,16 +53,16 @@ class RemoteReward:
         return AskedServers(requests)
 
     def _scored(self, first: int, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
-        urls = itertools.cycle(self._urls[first:] + self._urls[:first])
+        asking = _Asking(itertools.cycle(self._urls[first:] + self._urls[:first]), time.monotonic())
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
-            wait=PATIENCE,
-            stop=tenacity.stop_after_delay(self._give_up_after),
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Again)),
+            wait=patience,
+            stop=lambda _: time.monotonic() - asking.heard > self._give_up_after,
             reraise=True,
         )
         try:
-            answer = retrying(self._asked, urls, packed_request(video_BFHWC, text))
-        except (httpx.TransportError, _Busy) as error:
+            answer = retrying(self._asked, asking, packed_request(video_BFHWC, text))
+        except (httpx.TransportError, _Again) as error:
             raise RewardError(
                 f"reward server {' '.join(self._urls)}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: "
                 f"{error}); start it again and give the same command: the run goes on where it was"
@@ -67,14 +71,52 @@ class RemoteReward:
             raise RewardError(f"reward server: {len(answer['total'])} scores for {len(text)} videos")
         return answer
 
-    def _asked(self, urls: Iterator[str], body: bytes) -> dict:
-        url = next(urls)
-        answer = self._client.post(f"{url}/score", content=body)
+    def _asked(self, asking: "_Asking", body: bytes) -> dict:
+        url = next(asking.urls)
+        answer = self._client.get(f"{url}/health") if asking.found_no_room else None  # before the videos are sent again
+        if answer is None or "Retry-After" not in answer.headers:
+            answer = self._client.post(f"{url}/score", content=body)
+        if "Retry-After" in answer.headers:
+            asking.heard, asking.found_no_room = time.monotonic(), True
+            raise _NoRoom(f"{url} works for others")
         if answer.status_code >= 500:
-            raise _Busy(f"{answer.status_code} {answer.text[:200]}")
+            raise _Again(f"{answer.status_code} {answer.text[:200]}")
         if answer.status_code != 200:
-            raise RewardError(f"reward server {url}: {answer.status_code} {answer.text[:500]}")
+            asking.refused_by.add(url)
+            if asking.refused_by >= set(self._urls):
+                raise RewardError(f"reward server {url}: {answer.status_code} {answer.text[:500]}")
+            raise _Refused(f"{answer.status_code} {answer.text[:200]}")
         return _finite_or_nan(answer.json())
+
+
+@dataclass
+class _Asking:
+    """What one request has met so far. heard: when a server that works has last answered."""
+
+    urls: Iterator[str]
+    heard: float
+    found_no_room: bool = False
+    refused_by: set[str] = field(default_factory=set)
+
+
+class _Again(Exception):
+    """A server that is there and cannot answer now."""
+
+
+class _NoRoom(_Again):
+    """It works, for others."""
+
+
+class _Refused(_Again):
+    """Another server may not."""
+
+
+def patience(state: tenacity.RetryCallState) -> float:
+    """Seconds until the next try."""
+    met = state.outcome.exception() if state.outcome else None
+    if isinstance(met, _Refused):
+        return 0.0
+    return random.uniform(0.5, 1.5) if isinstance(met, _NoRoom) else PATIENCE(state)
 
 
 @dataclass(frozen=True)
@@ -101,8 +143,13 @@ class AskedServers:
         )
 
 
-class _Busy(Exception):
-    """The server is starting or going down."""
+def _refuse_no_address(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"reward.urls: {url}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"reward.urls: {url}: expected an address like http://node7:8700")
 
 
 def _finite_or_nan(answer: dict) -> dict:

@@ -1,16 +1,17 @@
 """`python -m flash_grpo.rewards.serve reward=hpsv3 server.port=8700`: a reward in its own process and environment.
 
 POST /score takes safetensors (`video` uint8 [B, F, H, W, 3], `text` the UTF-8 bytes of a JSON list) and answers with JSON
-(`total`, `parts`, `device_seconds`); GET /health tells what is served. One process scores on one device: start one for
-each, with CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides,
-is required unless the server listens on loopback only.
+(`total`, `parts`, `device_seconds`), or with 503 and Retry-After where enough others wait; GET /health tells what is
+served, with Retry-After where there is no room. One process scores on one device: start one for each, with
+CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is required
+unless the server listens on loopback only.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import logging
 import os
-import threading
 import time
 
 import torch
@@ -26,21 +27,33 @@ from flash_grpo.rewards import Reward
 from flash_grpo.rewards.wire import TOKEN, packed_scores, unpacked_request
 
 log = logging.getLogger(__name__)
+COME_AGAIN = {"Retry-After": "1"}
+AT_MOST = 4  # requests at once, the one that is scored among them: others come again, instead of filling the memory
 
 
 def application(reward: Reward, name: str, token: str | None, max_bytes: int, device: str = "cpu") -> Starlette:
     """The web application. token: what callers must send, None lets everybody in. max_bytes: of a request's body."""
-    one_at_a_time = threading.Lock()
+    turn, inside = asyncio.Lock(), 0
 
     def scored(video: torch.Tensor, text: tuple[str, ...]) -> bytes:
-        with one_at_a_time:
-            start = time.perf_counter()
-            scores = reward(video, text)
-            return packed_scores(scores, time.perf_counter() - start + scores.device_seconds)
+        start = time.perf_counter()
+        scores = reward(video, text)
+        return packed_scores(scores, time.perf_counter() - start + scores.device_seconds)
 
     async def score(request: Request) -> Response:
+        nonlocal inside
         if not _may_enter(request, token):
             return _refused(401, f"a token is needed: set {TOKEN} to the server's")
+        if inside >= AT_MOST:
+            await _limited_body(request, max_bytes)  # the answer to a body that is not read would be lost
+            return _refused(503, f"{inside} requests are here already", COME_AGAIN)
+        inside += 1
+        try:
+            return await answer_to(request)
+        finally:
+            inside -= 1
+
+    async def answer_to(request: Request) -> Response:
         body = await _limited_body(request, max_bytes)
         if body is None:
             return _refused(413, f"more than {max_bytes} bytes: raise server.max_megabytes or lower reward.batch")
@@ -49,13 +62,17 @@ def application(reward: Reward, name: str, token: str | None, max_bytes: int, de
         except ValueError as error:
             return _refused(400, str(error))
         try:
-            return Response(await run_in_threadpool(scored, video, text), media_type="application/json")
+            async with turn:
+                if await request.is_disconnected():  # it has lost patience, and asks again
+                    return _refused(408, "nobody waits for it")
+                return Response(await run_in_threadpool(scored, video, text), media_type="application/json")
         except Exception as error:  # the scorer's own; 5xx is left to a server that is going down, which is asked again
             log.exception("scoring %d videos", len(text))
             return _refused(422, f"the scorer failed: {type(error).__name__}: {error}")
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"reward": name, "device": device, "busy": one_at_a_time.locked()})
+        told = {"reward": name, "device": device, "busy": turn.locked()}
+        return JSONResponse(told, headers=COME_AGAIN if inside >= AT_MOST else None)
 
     return Starlette(routes=[Route("/score", score, methods=["POST"]), Route("/health", health)])
 
@@ -77,8 +94,8 @@ async def _limited_body(request: Request, max_bytes: int) -> bytes | None:
     return bytes(body)
 
 
-def _refused(status: int, why: str) -> Response:
-    return Response(why, status_code=status, media_type="text/plain")
+def _refused(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(why, status_code=status, headers=headers, media_type="text/plain")
 
 
 def required_token(host: str) -> str | None:
