@@ -283,6 +283,15 @@ def test_table_1_has_the_papers_numbers_exactly_and_ours_under_them(tmp_path):
         assert len(table) == 9 and row(table, "Method", "Base model")["Object class"] == 88
 
 
+def test_table_1_says_of_which_model_the_study_is_where_it_is_not_the_papers(tmp_path):
+    for model, source in (("/models/Wan2.1-T2V-14B", "this study, Wan2.1-T2V-14B"), ("wan2.1-1.3b", "this study")):
+        path = write_study(tmp_path / str(len(source)), methods=["flash"], seeds=range(2), model=model)
+        (path / "flash-linear-seed0" / "vbench.json").write_text(json.dumps({"object_class": 0.9}))
+        study = load_study(path)
+        table = paper.table1(study, curves.run_summaries(study))
+        assert set(table["Source"]) == {"paper", source}
+
+
 def test_the_papers_curves_are_drawn_only_over_its_own_model_and_reward(tmp_path):
     from matplotlib.figure import Figure
 

@@ -163,6 +163,9 @@ def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
         (["model=wan21_14b"], "model=wan21_14b: of a run only reward, prompts and evaluation can be chosen anew"),
         (["recipe=release"], "recipe=release: of a run only reward"),
         (["seed"], "seed: expected key=value"),
+        (["devcie=cpu"], "devcie=cpu: Key 'devcie' is not in struct"),
+        (["evaluation.smapler.batch=4"], "evaluation.smapler.batch=4: Key 'smapler' is not in struct"),
+        (["evaluation.sampler.noises_per_prompt=0"], "evaluation.sampler.noises_per_prompt=0: must be at least 1"),
         (["--reward", "remote", "reward.url=x"], "reward has no key url; did you mean reward.urls?"),
         (
             [*REWARDS, "reward.urls=[x]"],
@@ -175,6 +178,15 @@ def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, cap
         main([str(finished), *asked, "--output", str(tmp_path)])
     err = capsys.readouterr().err
     assert told in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_videos_of_other_prompts_need_a_directory_of_their_own(finished, prompts, tmp_path, capsys):
+    main([str(finished), "--output", str(tmp_path)])
+    videos = sorted((tmp_path / "base/videos").iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), *prompts(1), "--output", str(tmp_path)])
+    assert "holds videos of other prompts: give --output" in capsys.readouterr().err
+    assert sorted((tmp_path / "base/videos").iterdir()) == videos
 
 
 def test_a_reward_that_cannot_be_had_is_one_line_and_exit_code_1(finished, tmp_path):

@@ -1,6 +1,7 @@
 """The recipe of Wan2.1-1.3B, with only the sizes changed, on a small Wan pipeline: from rollout to export."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,16 @@ def test_exported_adapters_give_wan_pipeline_the_same_velocity(finished, wan_fol
     loaded = _velocity(pipeline.transformer, policy)
     torch.testing.assert_close(loaded, _velocity(policy.transformer, policy), atol=1e-5, rtol=1e-4)
     assert (loaded - base).abs().max() > 1e-4
+
+
+def test_what_only_the_run_s_device_has_is_not_asked_of_the_machine_that_exports(finished, tmp_path):
+    exported = export(finished)
+    elsewhere = shutil.copytree(finished, tmp_path / "run")
+    told = json.loads((elsewhere / "run.json").read_text())
+    told["config"]["model"] |= {"attention": "_native_cudnn", "compile": True}  # neither on a CPU
+    (elsewhere / "run.json").write_text(json.dumps(told))
+    name = "pytorch_lora_weights.safetensors"
+    assert (export(elsewhere) / name).read_bytes() == (exported / name).read_bytes()
 
 
 def test_a_whole_transformer_is_exported_where_all_of_it_was_trained(train, asked):

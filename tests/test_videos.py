@@ -48,6 +48,26 @@ def test_vbench_results_that_were_read_back_fill_table_1(tmp_path, capsys):
     assert (filled["subject_consistency"], filled["imaging_quality"]) == (97.0, 62.5)
 
 
+@pytest.mark.parametrize(
+    ("judged", "kept"),
+    [
+        ("", "vbench.json"),
+        ("evaluation/000120", "vbench.json"),
+        ("vbench/000120", "vbench.json"),
+        ("evaluation/base", "evaluation/base/vbench.json"),
+        ("vbench/base", "evaluation/base/vbench.json"),
+    ],
+)
+def test_vbench_results_go_where_the_analysis_reads_them_whichever_folder_was_judged(tmp_path, capsys, judged, kept):
+    file, run_dir = tmp_path / "x_eval_results.json", tmp_path / "run"
+    (run_dir / judged).mkdir(parents=True)
+    (run_dir / "run.json").touch()
+    file.write_text(json.dumps({"imaging_quality": [0.625, []]}))
+    paired.main([str(run_dir / judged), "--vbench", str(file)])
+    assert read_vbench(run_dir / kept) == {"imaging_quality": 62.5}
+    assert [path.name for path in run_dir.rglob("vbench.json")] == ["vbench.json"]
+
+
 def test_vbench_results_of_one_dimension_leave_the_others(tmp_path, capsys):
     file = tmp_path / "x_eval_results.json"
     for told in ({"a": [0.5, []], "b": [0.25, []]}, {"b": [0.75, []]}):
