@@ -318,7 +318,7 @@ def test_many_clients_of_one_slow_server_all_get_their_scores_and_nothing_is_sco
         return brightness(video, text)
 
     server = serving(slow)
-    clients = [RemoteReward(urls=[server.url], timeout=2.0, give_up_after=3.0) for _ in range(40)]
+    clients = [RemoteReward(urls=[server.url], timeout=5.0, give_up_after=3.0) for _ in range(40)]
     asked = [client.ask(VIDEO[:1], TEXTS[:1]) for client in clients]
     assert all(float(one.get().total_B) == float(brightness(VIDEO[:1], TEXTS[:1]).total_B) for one in asked)
     assert len(calls) == 40
