@@ -22,7 +22,7 @@ slurm-demo: $(READY)  ## the same through a Slurm of one's own, a run preempted 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
 
-test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, ten minutes (first, as root: slurm/dev_cluster install)
+test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: slurm/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)  ## style and likely mistakes; `make format` mends most of it
