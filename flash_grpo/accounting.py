@@ -61,7 +61,7 @@ class Meter:
         }
 
     def resume(self, unsettled: dict[str, Any]) -> None:
-        self.seconds, self._device = unsettled["seconds"], self._device | unsettled["device"]
+        self.seconds, self._device = unsettled["seconds"], unsettled["device"]
         self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
 
     def settle(self) -> dict[str, float]:

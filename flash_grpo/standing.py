@@ -173,9 +173,9 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], past: list[Start], 
     if spoke and manifest.status == "completed":
         return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
     reason = _short(manifest.reason) if spoke else ""
-    if (
-        spoke and manifest.status == "failed" and not LOST_A_RANK.search(reason)
-    ):  # which the accounting may not know yet
+    if LOST_A_RANK.search(reason):  # Slurm, or the log of another rank, tells more
+        reason = ""
+    if reason and manifest.status == "failed":  # which the accounting may not know yet
         return "failed", reason
     if last is None and _array(job["job_id"]) in arrays:  # Slurm forgets an element that was cancelled while it waited
         return "cancelled", "before it started"
@@ -187,8 +187,8 @@ def _over(manifest: RunManifest | None, job: dict[str, Any], past: list[Start], 
         return "failed", "has left the queue; the accounting never heard of its end (sacctmgr show runawayjobs)"
     if last.state == "CANCELLED":
         return "cancelled", reason or ("" if last.seconds else "before it started")
-    if reason and not LOST_A_RANK.search(reason):
-        return "interrupted" if manifest.status == "running" else "failed", reason
+    if reason:
+        return "interrupted", reason
     return "failed", ENDS.get(last.state) or last_words(_texts(job))
 
 
