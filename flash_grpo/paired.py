@@ -47,12 +47,13 @@ def evaluate(cfg: DictConfig, states: dict[str, dict[str, Any] | None], output: 
 
     The main rank also writes and prints it.
     """
-    from flash_grpo.run import build, check_counts, device
+    from flash_grpo.run import build, check_counts, device, report
 
     check_counts(cfg)
     ranks = Ranks(device(cfg))
     evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
     prompts = build(cfg.prompts, "prompts")
+    report(prompts, ranks)
     texts = tuple(dict.fromkeys(prompts.test))
     for name in states:
         _refuse_other_prompts(output / name, texts)

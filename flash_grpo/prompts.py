@@ -1,7 +1,6 @@
 """Which prompts an iteration trains on, and which ones evaluation asks."""
 
 import json
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,6 @@ import torch
 
 from flash_grpo import keyed, shapes
 from flash_grpo.types import PromptBatch
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +40,14 @@ def from_files(train: str, test: str) -> Prompts:
     """UTF-8. .txt: one prompt a line. .jsonl: one object a line, with its "prompt"; the rest is metadata. Blank lines are
     left out.
 
-    Duplicates, and held-out prompts that are trained on too, are reported and stay: the files are the user's.
+    Duplicates, and held-out prompts that are trained on too, stay: the files are the user's. `oddities` names them.
     """
     trained, held_out = _read("train", train), _read("test", test)
-    prompts = Prompts(
+    return Prompts(
         train=tuple(one["prompt"] for one in trained),
         test=tuple(one["prompt"] for one in held_out),
         metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in held_out if len(one) > 1},
     )
-    for told in oddities(prompts):
-        log.warning(told)
-    return prompts
 
 
 def oddities(prompts: Prompts) -> list[str]:

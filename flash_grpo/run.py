@@ -26,7 +26,7 @@ from flash_grpo.identity import AT_ONCE
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.method import Method
 from flash_grpo.policies import Policy
-from flash_grpo.prompts import Layout, Prompts
+from flash_grpo.prompts import Layout, Prompts, oddities
 from flash_grpo.records import Cost, EvalRecord, IterationRecord, read_manifest, read_records
 from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 from flash_grpo.types import FlowSchedule
@@ -312,6 +312,7 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     build(cfg.evaluation.sampler, "evaluation.sampler")
     ranks = Ranks(device(cfg))
     schedule, _, prompts, _ = planned(cfg, ranks.world_size)
+    report(prompts, ranks)
     path, config = directory_of(cfg, run_name), OmegaConf.to_container(cfg, resolve=True)
     if known := read_manifest(path):
         checked(manifest.refuse_another_config, path, known.config, config)
@@ -321,6 +322,11 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
         return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
     except Leave:
         raise Interrupted("nothing was done yet; the same command begins or continues this run") from None
+
+
+def report(prompts: Prompts, ranks: Ranks) -> None:
+    for told in oddities(prompts) if ranks.is_main else []:
+        log.warning(told)
 
 
 def directory_of(cfg: DictConfig, run_name: str) -> Path:

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from flash_grpo.prompts import Layout, Prompts, from_files, from_shapes
+from flash_grpo.prompts import Layout, Prompts, from_files, from_shapes, oddities
 
 TEXTS = Prompts(train=tuple("abcdefg"), test=("z",))
 
@@ -87,9 +87,11 @@ def test_a_text_is_cut_at_line_feeds_alone_and_read_as_utf_8(tmp_path):
         from_files(str(tmp_path / "test.jsonl"), str(tmp_path / "test.txt"))
 
 
-def test_duplicates_and_overlap_are_reported(tmp_path, caplog):
+def test_duplicates_and_overlap_are_named(tmp_path):
     (tmp_path / "train.txt").write_text("a\nb\na\n")
     (tmp_path / "test.txt").write_text("b\nc\n")
-    assert from_files(str(tmp_path / "train.txt"), str(tmp_path / "test.txt")).train == ("a", "b", "a")
-    assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in caplog.text
-    assert "1 of 2 held-out prompts are trained on, 'b' for one" in caplog.text
+    prompts = from_files(str(tmp_path / "train.txt"), str(tmp_path / "test.txt"))
+    assert prompts.train == ("a", "b", "a")
+    told = "\n".join(oddities(prompts))
+    assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in told
+    assert "1 of 2 held-out prompts are trained on, 'b' for one" in told

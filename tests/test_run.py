@@ -668,6 +668,14 @@ def test_a_job_whose_starts_all_die_before_they_have_loaded_anything_gives_up_an
     assert (told.status, len(told.starts)) == ("failed", 1)
 
 
+def test_texts_that_are_trained_on_and_held_out_are_reported_once(config, tmp_path, caplog):
+    for name in ("train", "test"):
+        (tmp_path / name).write_text("a red ball moving left\n")
+    files = (f"prompts.{name}={tmp_path / name}" for name in ("train", "test"))
+    _start(config, tmp_path, "prompts=file", *files, "rollout.layout.num_prompts=1", "budget.iterations=1")
+    assert caplog.text.count("held-out prompts are trained on") == 1
+
+
 def test_other_texts_in_the_same_files_are_refused(config, tmp_path):
     for name in ("train", "test"):
         (tmp_path / name).write_text("a red ball moving left\na blue ball moving up\n")
