@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from flash_grpo.types import PromptBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Texts to train on and held-out texts to evaluate on. metadata: what else is known of a held-out text, by text."""
+    """Texts to train on and held-out texts to evaluate on. metadata: what else is known of a held-out text, by text.
+    oddities: what makes a result hard to interpret, a line each.
+    """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    oddities: tuple[str, ...] = ()
 
     def drawn(self, iteration: int, num_prompts: int, seed: int) -> list[str]:
         """The iteration's prompts, by slot. Every pass over the training texts has an order of its own."""
@@ -43,15 +46,15 @@ def from_files(train: str, test: str) -> Prompts:
     Duplicates, and held-out prompts that are trained on too, stay: the files are the user's. `oddities` names them.
     """
     trained, held_out = _read("train", train), _read("test", test)
-    return Prompts(
+    prompts = Prompts(
         train=tuple(one["prompt"] for one in trained),
         test=tuple(one["prompt"] for one in held_out),
         metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in held_out if len(one) > 1},
     )
+    return replace(prompts, oddities=tuple(_oddities(prompts)))
 
 
-def oddities(prompts: Prompts) -> list[str]:
-    """What makes a result hard to interpret, a line each."""
+def _oddities(prompts: Prompts) -> list[str]:
     told = []
     for key, texts in (("train", prompts.train), ("test", prompts.test)):
         if repeated := [text for text, count in Counter(texts).items() if count > 1]:

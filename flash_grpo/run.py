@@ -26,7 +26,7 @@ from flash_grpo.identity import AT_ONCE
 from flash_grpo.journal import Journal, Leave
 from flash_grpo.method import Method
 from flash_grpo.policies import Policy
-from flash_grpo.prompts import Layout, Prompts, oddities
+from flash_grpo.prompts import Layout, Prompts
 from flash_grpo.records import Cost, EvalRecord, IterationRecord, read_manifest, read_records
 from flash_grpo.trainer import RewardError, Trainer, refuse_drift
 from flash_grpo.types import FlowSchedule
@@ -325,7 +325,7 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
 
 
 def report(prompts: Prompts, ranks: Ranks) -> None:
-    for told in oddities(prompts) if ranks.is_main else []:
+    for told in prompts.oddities if ranks.is_main else []:
         log.warning(told)
 
 

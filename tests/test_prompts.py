@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from flash_grpo.prompts import Layout, Prompts, from_files, from_shapes, oddities
+from flash_grpo.prompts import Layout, Prompts, from_files, from_shapes
 
 TEXTS = Prompts(train=tuple("abcdefg"), test=("z",))
 
@@ -92,6 +92,6 @@ def test_duplicates_and_overlap_are_named(tmp_path):
     (tmp_path / "test.txt").write_text("b\nc\n")
     prompts = from_files(str(tmp_path / "train.txt"), str(tmp_path / "test.txt"))
     assert prompts.train == ("a", "b", "a")
-    told = "\n".join(oddities(prompts))
+    told = "\n".join(prompts.oddities)
     assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in told
     assert "1 of 2 held-out prompts are trained on, 'b' for one" in told
