@@ -17,12 +17,12 @@ demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and
 	$(BIN)/python -m analysis.report runs/demo
 
 slurm-demo: $(READY)  ## the same through a Slurm of one's own, a run preempted on the way (five minutes; Debian, as root)
-	$(BIN)/python slurm/demo
+	$(BIN)/python tools/slurm_demo
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
 
-test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: slurm/dev_cluster install)
+test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: tools/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)  ## style and likely mistakes; `make format` mends most of it

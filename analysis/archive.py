@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flash_grpo.records import MANIFEST, RECORDS
+from flash_grpo.records.files import MANIFEST, RECORDS
 
 KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json", "evaluation/base/vbench.json")
 SUFFIX = ".tar.xz"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flash_grpo.records import MANIFEST, RECORDS, Cost, EvalRecord, IterationRecord, RunManifest, read_records
+from flash_grpo.records.files import MANIFEST, RECORDS, read_records
+from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
 RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord}
 FLATTENED = ("cost", "seconds", "reward_parts", "steps")

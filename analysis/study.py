@@ -11,8 +11,9 @@ import pandas as pd
 
 from analysis.archive import SUFFIX, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, read_run
-from flash_grpo.identity import AT_ONCE, is_of_servers
-from flash_grpo.records import MANIFEST, RECORDS, Cost
+from flash_grpo.records.files import MANIFEST, RECORDS
+from flash_grpo.records.identity import AT_ONCE, is_of_servers
+from flash_grpo.records.schema import Cost
 
 RUN_COLUMNS = (
     "run",

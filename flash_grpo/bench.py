@@ -13,19 +13,19 @@ import torch
 from omegaconf import DictConfig
 
 from flash_grpo import cli
-from flash_grpo.types import Rollouts
+from flash_grpo.algorithm.types import Rollouts
 
 REPEATS = 8
 
 
 def bench(cfg: DictConfig) -> None:
     if "architecture" in cfg.model:  # too large for whole iterations here: its parts, with random weights
-        from flash_grpo.bench_shapes import measure
+        from flash_grpo.measure.real_size import measure
 
         print(json.dumps(measure(cfg), indent=1))
         return
-    from flash_grpo.distributed import Ranks
-    from flash_grpo.run import device, prepare_trainer
+    from flash_grpo.run.build import device, prepare_trainer
+    from flash_grpo.training.ranks import Ranks
 
     trainer = prepare_trainer(cfg, Ranks(device(cfg)))
     text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)

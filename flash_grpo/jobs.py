@@ -30,8 +30,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flash_grpo import slurm, standing
-from flash_grpo.standing import ALIVE, OVER, Standing
+from flash_grpo.cluster import run_state, slurm
+from flash_grpo.cluster.bill import write_bills
+from flash_grpo.cluster.run_state import ALIVE, OVER, Standing
 
 CANCELLABLE = tuple(state for state in ALIVE if state != "ending")
 AGAIN = ("failed", "cancelled", "interrupted")
@@ -48,10 +49,10 @@ def look(study: Path) -> tuple[list[Standing], str]:
     """Every run's standing, and why Slurm could not be asked, empty if it could. Writes the bills that can be settled."""
     try:
         answer, silent = slurm.ask_of(study), ""
-        slurm.write_bills(study, answer)
+        write_bills(study, answer)
     except slurm.NoSlurmError as error:
         answer, silent = None, f"Slurm could not be asked ({error}): what follows is what the runs wrote themselves"
-    return standing.standings(study, answer), silent
+    return run_state.standings(study, answer), silent
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def _scancel(jobs: list[str]) -> None:
 
 def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
     """What was submitted, once more, of the runs named or in the states named; what was done, a line each."""
-    from hydra_plugins.flash_grpo_plugins import _submission
+    from flash_grpo.cluster import submission
 
     chosen = chosen_by([name for name in names if name not in AGAIN], runs)
     chosen += [run for run in runs if run.job and run.state in names and run not in chosen]
@@ -181,8 +182,8 @@ def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
         if "point" not in run.job:
             raise InputError(f"{run.run} was submitted by an earlier version: give the sweep's command again")
     try:
-        added = _submission.resubmit(study / ".submitit", [run.job for run in chosen])
-    except _submission.RefusedError as error:
+        added = submission.resubmit(study / ".submitit", [run.job for run in chosen])
+    except submission.RefusedError as error:
         raise InputError(f"Slurm takes no such job: {error}") from error
     return [f"submitted {line['run']} again as job {line['job_id']}" for line in added]
 
@@ -200,7 +201,7 @@ def chosen_by(names: list[str], runs: list[Standing]) -> list[Standing]:
 
 
 def print_logs(study: Path, run: Standing, follow: bool) -> None:
-    paths, read = standing.logs(run.job), Counter()
+    paths, read = run_state.logs(run.job), Counter()
     print(f"{run.run}, job {run.job['job_id']}, {run.state}: {paths[0].parent}", file=sys.stderr)
     if not follow and not any(path.exists() for path in paths):
         raise InputError(f"{run.run} has no log yet: it is {run.state}")

@@ -21,16 +21,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from flash_grpo import cli, keyed
+from flash_grpo import cli
+from flash_grpo.algorithm import keyed
+from flash_grpo.run import compose
 
 log = logging.getLogger(__name__)
 SOURCES = ("step", "initial_noise", "sde_noise")
 
 
 def measure(cfg: DictConfig) -> None:
-    from flash_grpo.distributed import Ranks
-    from flash_grpo.records import write_atomically
-    from flash_grpo.run import device, prepare_trainer
+    from flash_grpo.records.files import write_atomically
+    from flash_grpo.run.build import device, prepare_trainer
+    from flash_grpo.training.ranks import Ranks
 
     ranks, found = Ranks(device(cfg)), []
     for noise in cfg.measure.noises:
@@ -55,9 +57,9 @@ class Workbench:
 
     def gradient_norm(self) -> list[dict[str, Any]]:
         """Every repeat uses the same prompts and initial noise at all steps, so that only the step differs."""
-        from flash_grpo.plans import OneStep
-        from flash_grpo.sde import rectification_factor
-        from flash_grpo.weighting import inverse_lambda, uniform
+        from flash_grpo.algorithm.plans import OneStep
+        from flash_grpo.algorithm.sde import rectification_factor
+        from flash_grpo.algorithm.weighting import inverse_lambda, uniform
 
         lambda_T = rectification_factor(self.trainer.schedule)
         weight_TW = {"uniform": uniform(self.trainer.schedule), "inverse_lambda": inverse_lambda(self.trainer.schedule)}
@@ -128,10 +130,10 @@ class Workbench:
 
     def _methods(self) -> Iterator[tuple[str, Any]]:
         """The methods of the ablation sweep, by their Hydra names."""
-        from flash_grpo.run import build
+        from flash_grpo.run.build import build
 
         for ablation in self.cfg.measure.ablations:
-            method = build(cli.composed([f"ablations={ablation}"]).method, "method")
+            method = build(compose.composed([f"ablations={ablation}"]).method, "method")
             yield method.name, method
 
     def _batch(self, iteration: int) -> Any:
@@ -157,8 +159,8 @@ class Workbench:
 
     def _rewards(self, iteration: int, seeds: dict[str, int]) -> torch.Tensor:
         """Rewards [P, G] of independent one-step rollouts, each source of randomness drawn from a seed of its own."""
-        from flash_grpo.plans import OneStep
-        from flash_grpo.rollout import initial_noise, sde_noise
+        from flash_grpo.algorithm.denoise import initial_noise, sde_noise
+        from flash_grpo.algorithm.plans import OneStep
 
         trainer, batch = self.trainer, self._batch(iteration)
         shape = trainer.policy.latent_shape
@@ -184,7 +186,7 @@ class Workbench:
         return _taken_gradient(policy)
 
     def _differentiable_reward(self, x: torch.Tensor, texts: tuple[str, ...]) -> torch.Tensor:
-        from flash_grpo.sde import ode_step
+        from flash_grpo.algorithm.sde import ode_step
 
         trainer, condition = self.trainer, self.trainer.policy.encode(texts)
         for step, timestep in enumerate(trainer.schedule.timestep_T):

@@ -14,9 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from slurm_cluster import cluster, slurm_environment, study
 
-from flash_grpo import cli, run
-from flash_grpo.distributed import Ranks
-from flash_grpo.trainer import Trainer
+from flash_grpo.run import build, loop
+from flash_grpo.run.compose import CONF
+from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.trainer import Trainer
 
 __all__ = ["cluster", "slurm_environment", "study"]  # fixtures
 
@@ -39,7 +40,7 @@ def config() -> Callable[..., DictConfig]:
     """`config("method=full", "seed=3")`: the resolved configuration of a small run, as the command line composes it."""
 
     def composed(*overrides: str) -> DictConfig:
-        with initialize_config_dir(cli.CONF, version_base="1.3"):
+        with initialize_config_dir(CONF, version_base="1.3"):
             return compose("config", overrides=[*SMALL, *overrides])
 
     return composed
@@ -57,7 +58,7 @@ def train(config, tmp_path) -> Callable[..., Path]:
 
     def trained(*overrides: str) -> Path:
         cfg = config(f"runs_root={tmp_path}", *overrides)
-        return run.run(cfg, cfg.run_name)
+        return loop.run(cfg, cfg.run_name)
 
     return trained
 
@@ -65,7 +66,7 @@ def train(config, tmp_path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def trainer(config) -> Callable[..., Trainer]:
     """`trainer("method=full")`: the trainer of a small run, with no directory."""
-    return lambda *overrides: run.prepare_trainer(config(*overrides), Ranks("cpu"))
+    return lambda *overrides: build.prepare_trainer(config(*overrides), Ranks("cpu"))
 
 
 @pytest.fixture(scope="session")

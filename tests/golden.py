@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from flash_grpo import cli, keyed, run
-from flash_grpo.records import read_records
+from flash_grpo.algorithm import keyed
+from flash_grpo.records.files import read_records
+from flash_grpo.run import loop, stop
+from flash_grpo.run.compose import CONF
 
 FOLDER = Path(__file__).parent / "golden"
 SDES = ("linear", "flow")
@@ -57,10 +59,10 @@ def file_of(method: str, sde: str) -> Path:
 def made(method: str, sde: str, runs_root: Path) -> dict[str, Any]:
     """Run the case and return what its file holds, `machine` apart."""
     overrides = [*COMMON, *METHODS[method], f"schedule.noise={sde}", f"runs_root={runs_root}", "run_name=golden"]
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", overrides=overrides)
-    loaded = run.load(cfg, run.claim(cfg, cfg.run_name))
-    loaded.to_the_end(run.StopRequest())
+    loaded = loop.load(cfg, loop.claim(cfg, cfg.run_name))
+    loaded.to_the_end(stop.StopRequest())
     weights = {name: value.detach() for name, value in loaded.trainer.policy.trainable().items()}
     return {
         "overrides": [*COMMON, *METHODS[method], f"schedule.noise={sde}"],

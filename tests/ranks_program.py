@@ -9,9 +9,11 @@ import torch
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
 
-from flash_grpo import checkpoint, cli, evaluate, run, trainer
-from flash_grpo.rewards import RewardError
-from flash_grpo.trainer import Trainer
+from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.run import build, checkpoint, loop, stop
+from flash_grpo.run.compose import CONF
+from flash_grpo.training import evaluation, trainer
+from flash_grpo.training.trainer import Trainer
 
 CHOSEN = (
     "ablations=no_iso_temporal",
@@ -42,11 +44,11 @@ class NotingTrainer(Trainer):
 
 def go_through(folder: Path, *overrides: str) -> dict:
     """The run in three starts, the third from the middle of an iteration; the notes of this rank's rollouts."""
-    run.Trainer, NotingTrainer.notes, NotingTrainer.asked_to_stop = NotingTrainer, {}, False
+    build.Trainer, NotingTrainer.notes, NotingTrainer.asked_to_stop = NotingTrainer, {}, False
     for iterations in (1, 4, 4):
-        with suppress(run.Interrupted):
-            run.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
-    run.Trainer = Trainer
+        with suppress(stop.Interrupted):
+            loop.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
+    build.Trainer = Trainer
     return NotingTrainer.notes
 
 
@@ -63,7 +65,7 @@ class Failing:
 def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
     """What this rank raised and what was saved where the last rank's reward fails: in an iteration, in an evaluation."""
     raised, saved = [], []
-    for module, name in ((trainer, "training"), (evaluate, "evaluation")):
+    for module, name in ((trainer, "training"), (evaluation, "evaluation")):
         ask, calls = module.ask, []
 
         def failing(*asked, ask=ask, calls=calls):
@@ -75,7 +77,7 @@ def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
         chosen = ["rollout.batch=2", "evaluation.sampler.batch=8", "budget.iterations=1", f"run_name={name}"]
         for _ in range(2):
             try:
-                run.run(_config(folder, *chosen), name)
+                loop.run(_config(folder, *chosen), name)
                 raised.append("")
             except RewardError as error:
                 raised.append(str(error))
@@ -87,14 +89,14 @@ def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
 def refused(folder: Path) -> str:
     """How three rollouts on two ranks are refused."""
     try:
-        run.claim(_config(folder, "rollout.layout.num_prompts=1", "rollout.layout.group_size=3"), "refused")
-    except run.ConfigError as error:
+        loop.claim(_config(folder, "rollout.layout.num_prompts=1", "rollout.layout.group_size=3"), "refused")
+    except build.ConfigError as error:
         return str(error)
     return "not refused"
 
 
 def _config(folder: Path, *overrides: str):
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         return compose("config", overrides=[*SMALL, f"runs_root={folder}", "study=ranks", *overrides])
 
 

@@ -8,18 +8,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.distributed.tensor import DTensor
 
-from flash_grpo import cli, run
-from flash_grpo.distributed import Ranks
+from flash_grpo.run import build, loop
+from flash_grpo.run.compose import CONF
+from flash_grpo.training.ranks import Ranks
 
 
 def go_through(overrides: list[str]) -> dict:
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", overrides=overrides)
-    trainer = run.prepare_trainer(cfg, Ranks("cpu"))
+    trainer = build.prepare_trainer(cfg, Ranks("cpu"))
     _drop_some(trainer.method)
     records = [trainer.iterate(iteration) for iteration in (1, 2)]
     with trainer.ema.applied():
-        evaluate = run.build(cfg.evaluation.sampler, "evaluation.sampler")
+        evaluate = build.build(cfg.evaluation.sampler, "evaluation.sampler")
         evaluated = evaluate(trainer.policy, trainer.reward, trainer.prompts.test, trainer.ranks)
     named = list(trainer.policy.transformer.named_parameters())
     frozen = [value for _, value in named if not value.requires_grad]
@@ -40,8 +41,8 @@ def runs(overrides: list[str]) -> None:
     """Two iterations in one start, and in two."""
     for name, starts in (("whole", [2]), ("resumed", [1, 2])):
         for iterations in starts:
-            with initialize_config_dir(cli.CONF, version_base="1.3"):
-                run.run(
+            with initialize_config_dir(CONF, version_base="1.3"):
+                loop.run(
                     compose("config", overrides=[*overrides, f"budget.iterations={iterations}", "run_name=x"]), name
                 )
 

@@ -1,4 +1,4 @@
-"""A real Slurm for the tests that need one, slurm/dev_cluster: one for all of them, left empty after each."""
+"""A real Slurm for the tests that need one, tools/dev_cluster: one for all of them, left empty after each."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from flash_grpo.records import read_records
+from flash_grpo.records.files import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-DEV_CLUSTER = ROOT / "slurm" / "dev_cluster"
+DEV_CLUSTER = ROOT / "tools" / "dev_cluster"
 GRACE = 8  # seconds between a preemption and the kill
 WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
 PORT = int(os.environ.get("DEV_CLUSTER_PORT", "27817"))  # the first of a few hundred
@@ -26,7 +26,7 @@ MARKS = [  # the `pytestmark` of a file of such tests
     pytest.mark.slurm,
     pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(
-        not INSTALLED, reason="Slurm is not installed here: slurm/dev_cluster install (Debian, as root)"
+        not INSTALLED, reason="Slurm is not installed here: tools/dev_cluster install (Debian, as root)"
     ),
 ]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flash_grpo.advantage import group_relative
+from flash_grpo.algorithm.advantage import group_relative
 
 REWARD = torch.tensor([[1.0, 3.0], [10.0, 14.0]])
 

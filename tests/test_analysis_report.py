@@ -126,7 +126,7 @@ def test_the_report_of_a_study_without_torch_or_the_rest_of_the_package(tmp_path
         "import sys; from analysis import report; report.main(sys.argv[1:]); "
         "names = {name.split('.')[0] for name in sys.modules}; assert not names & {'torch', 'hydra', 'diffusers'}; "
         "ours = {n for n in sys.modules if n.startswith('flash_grpo')}; "
-        "assert ours <= {'flash_grpo', 'flash_grpo.records', 'flash_grpo.identity'}"
+        "assert all(n == 'flash_grpo' or n.startswith('flash_grpo.records') for n in ours)"
     )
     here = Path(analysis.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", check, str(tmp_path / "s")], cwd=here, capture_output=True, text=True)

@@ -10,16 +10,8 @@ import pytest
 from analysis.archive import main as archive
 from analysis.curves import run_summaries
 from analysis.study import load_study
-from flash_grpo.records import (
-    RECORDS,
-    Cost,
-    EvalRecord,
-    IterationRecord,
-    RecordWriter,
-    RunManifest,
-    as_json,
-    write_manifest,
-)
+from flash_grpo.records.files import RECORDS, RecordWriter, as_json, write_manifest
+from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
 METHODS = ("full", "window", "naive_one_step", "no_rectification", "no_iso_temporal", "flash", "shared_noise")
 PROMPTS = [f"a {colour} ball moving {way}" for colour in ("red", "green", "blue") for way in ("left", "right", "up")]

@@ -5,7 +5,8 @@ import json
 import pytest
 from hydra import initialize_config_dir
 
-from flash_grpo import bench_shapes, cli
+from flash_grpo.measure import real_size
+from flash_grpo.run import compose
 
 
 def test_every_phase_is_measured_with_random_weights(config):
@@ -18,8 +19,8 @@ def test_every_phase_is_measured_with_random_weights(config):
         "model.max_text_tokens=4",
         "bench.repeats=1",
     )
-    with initialize_config_dir(cli.CONF, version_base="1.3"):  # as inside the command
-        measured = json.loads(json.dumps(bench_shapes.measure(cfg)))
+    with initialize_config_dir(compose.CONF, version_base="1.3"):  # as inside the command
+        measured = json.loads(json.dumps(real_size.measure(cfg)))
     phases = measured["phases"]
     assert list(phases) == ["rollout", "decode", "reward", "update"]
     assert all(phase["seconds"] > 0 and phase["peak_gigabytes"] > 0.1 for phase in phases.values())

@@ -14,10 +14,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 
 from flash_grpo import cli
-from flash_grpo.records import read_manifest
-from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.trainer import Trainer
-from flash_grpo.types import Scores
+from flash_grpo.algorithm.types import Scores
+from flash_grpo.records.files import read_manifest
+from flash_grpo.run.compose import distinguishing_name
+from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "flash_grpo/conf"
@@ -75,7 +76,10 @@ BAD = {
     "a key of another method": ("method.plan.width=2", ["method.plan has no key width", "first_step", "shared_by"]),
     "a misspelt Hydra key": ("hydra.joob.num=1", ["hydra has no key joob", "did you mean hydra.job?"]),
     "a misspelt group": ("methd=full", ["no key methd", "did you mean method?"]),
-    "a misspelt class": ("method.plan._target_=flash_grpo.plans.OneStp", ["method", "flash_grpo.plans.OneStp"]),
+    "a misspelt class": (
+        "method.plan._target_=flash_grpo.algorithm.plans.OneStp",
+        ["method", "flash_grpo.algorithm.plans.OneStp"],
+    ),
     "no number of threads": ("threads=null", ["threads=None", "at least 1"]),
     "a name that is a path": ("run_name=a/b", ["run_name=a/b", "without a /"]),
     "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
@@ -214,7 +218,7 @@ def test_an_interrupted_run_says_so_and_exits_with_130(train_py, monkeypatch, sm
 
 
 def test_a_name_tells_the_run_apart_by_what_was_asked_for():
-    name = cli.distinguishing_name
+    name = distinguishing_name
     assert name([], "flash", 0) == "flash-seed0"
     assert (
         name(["method=full", "seed=3", "study=x", "schedule.noise=flow"], "full", 3) == "full-schedule.noise=flow-seed3"
@@ -230,7 +234,7 @@ def test_a_name_tells_the_run_apart_by_what_was_asked_for():
 
 
 def _composed(*overrides: str):
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["run_name=x", *overrides], return_hydra_config=True)
 
 

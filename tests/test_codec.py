@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flash_grpo.policies.codec import LinearVideoCodec
-from flash_grpo.shapes import captions, render
+from flash_grpo.tiny_world.clips import captions, render
+from flash_grpo.tiny_world.codec import LinearVideoCodec
 
 
 def clips(seed: int, copies: int = 8) -> torch.Tensor:

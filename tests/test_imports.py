@@ -8,8 +8,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("flash_grpo", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
-WIRING = ("flash_grpo/cli.py", "flash_grpo/run.py", "flash_grpo/rehearsal.py", "hydra_plugins")
-PAPER = ("types", "keyed", "schedule", "sde", "plans", "weighting", "advantage", "loss", "method")
+
+ROOMS = {  # what each may import of the others; itself it always may
+    "records": set(),
+    "algorithm": set(),
+    "policies": {"algorithm", "hub"},
+    "rewards": {"algorithm", "hub"},
+    "tiny_world": {"algorithm", "hub"},
+    "training": {"algorithm", "records"},
+    "run": {"algorithm", "records", "training", "hub", "policies.source"},
+    "measure": {"algorithm", "records", "training", "run"},
+    "cluster": {"records", "process_exit"},
+    "analysis": {"records"},
+    "hydra_plugins": {"cluster", "records", "run"},
+}
+LIBRARIES = {  # besides the standard library; a file at the top of flash_grpo may use any
+    "records": set(),
+    "algorithm": {"torch", "numpy"},
+    "training": {"torch", "numpy", "accelerate"},
+    "cluster": {"submitit", "hydra", "omegaconf", "psutil"},
+    "run": {"torch", "hydra", "omegaconf", "tqdm", "PIL"},
+    "measure": {"torch", "hydra", "omegaconf", "tqdm", "imageio"},
+}
+SHARED = {"hub", "overrides", "process_exit"}  # files at the top that are not commands
+
+
+def _modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
 def _imported(path: Path) -> set[str]:
@@ -19,79 +44,98 @@ def _imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = _package(path, node.level) if node.level else ""
-            module = ".".join(part for part in (package, node.module) if part)
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+            assert not node.level, f"{path}: imports of the package are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def _package(path: Path, level: int) -> str:
-    return ".".join(path.relative_to(ROOT).parts[:-level])
+def _own(path: Path) -> set[str]:
+    """The modules of this repository that a file imports."""
+    modules = _modules()
+    found = set()
+    for name in _imported(path):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        found |= {name} - {""}
+    return found
 
 
 def _tops(path: Path) -> set[str]:
     return {name.split(".")[0] for name in _imported(path)}
 
 
-def _importers(*tops: str) -> set[str]:
-    return {str(path.relative_to(ROOT)) for path in FILES if _tops(path) & set(tops)}
+def _room(module: str) -> str:
+    """algorithm of flash_grpo.algorithm.sde, jobs of flash_grpo.jobs, analysis of analysis.report."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "flash_grpo" and len(parts) > 1 else parts[0]
 
 
-def _inside(paths: set[str], *allowed: str) -> bool:
-    return all(any(path == one or path.startswith(f"{one}/") for one in allowed) for path in paths)
+def _files(room: str) -> list[Path]:
+    return [path for module, path in _modules().items() if _room(module) == room]
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_paper_is_torch_numpy_and_the_standard_library(name):
-    path = ROOT / "flash_grpo" / f"{name}.py"
-    others = _tops(path) - {"torch", "numpy", "flash_grpo"} - sys.stdlib_module_names
-    own = {module for module in _imported(path) if module.startswith("flash_grpo.")}
-    allowed = {"flash_grpo", *(f"flash_grpo.{part}" for part in PAPER)}
-    assert not others
-    assert all(module in allowed or module.rpartition(".")[0] in allowed - {"flash_grpo"} for module in own)
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_that_it_may(room):
+    assert _files(room)
+    for path in _files(room):
+        others = {module.removeprefix("flash_grpo.") for module in _own(path) if _room(module) != room} - {"flash_grpo"}
+        forbidden = {name for name in others if name not in ROOMS[room] and name.split(".")[0] not in ROOMS[room]}
+        assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
-def test_hydra_is_known_to_the_command_line_the_run_and_the_plugins_only():
-    importers = _importers("hydra")
-    assert "flash_grpo/cli.py" in importers
-    assert _inside(importers, *WIRING)
+@pytest.mark.parametrize("room", LIBRARIES)
+def test_a_room_uses_only_its_libraries(room):
+    for path in _files(room):
+        others = _tops(path) - sys.stdlib_module_names - {"flash_grpo", "analysis", "hydra_plugins"}
+        assert others <= LIBRARIES[room], path
 
 
-def test_configurations_are_known_to_the_commands_only():
-    commands = {str(path.relative_to(ROOT)) for path in FILES if "flash_grpo.cli" in _imported(path)}
-    assert _inside(_importers("omegaconf"), *WIRING, *commands)
+def test_no_room_imports_a_command():
+    commands = {module for module, path in _modules().items() if path.parent.name == "flash_grpo"}
+    commands -= {"flash_grpo", *(f"flash_grpo.{name}" for name in SHARED)}
+    assert "flash_grpo.jobs" in commands
+    for module, path in _modules().items():
+        if module not in commands:
+            assert not _own(path) & commands, path
 
 
-def test_submitit_is_known_to_the_launchers_only():
-    assert _inside(_importers("submitit"), "flash_grpo/distributed.py", "hydra_plugins")
+def test_there_is_no_circle():
+    graph = {module: _own(path) - {module, "flash_grpo"} for module, path in _modules().items()}
+    while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
+        graph = {module: imported for module, imported in graph.items() if module not in leaves}
+    assert not graph, f"these import each other: {sorted(graph)}"
 
 
-def test_model_libraries_are_known_to_policies_and_rewards_only():
-    importers = _importers("diffusers", "transformers", "peft")
-    assert "flash_grpo/policies/wan.py" in importers
-    assert _inside(importers, "flash_grpo/policies", "flash_grpo/rewards")
+def test_real_models_know_nothing_of_the_tiny_world():
+    for room in ("algorithm", "policies", "rewards", "training", "run", "cluster"):
+        for path in _files(room):
+            assert not any(_room(module) == "tiny_world" for module in _own(path)), path
 
 
-@pytest.mark.parametrize("name", ["records", "identity", "ending"])
-def test_what_is_read_without_torch_needs_nothing_but_the_standard_library(name):
-    assert _tops(ROOT / f"flash_grpo/{name}.py") <= sys.stdlib_module_names
+def test_model_libraries_are_known_to_policies_rewards_and_the_tiny_world_only():
+    for module, path in _modules().items():
+        if _tops(path) & {"diffusers", "transformers", "peft"}:
+            assert _room(module) in ("policies", "rewards", "tiny_world"), path
 
 
-def test_analysis_knows_of_the_package_only_its_records_and_what_makes_a_run_another():
-    for path in (ROOT / "analysis").rglob("*.py"):
-        own = {name for name in _imported(path) if name.startswith("flash_grpo")} - {"flash_grpo"}
-        assert "torch" not in _tops(path)
-        assert all(name.startswith(("flash_grpo.records", "flash_grpo.identity")) for name in own), path
+def test_only_one_file_instantiates_what_a_configuration_names():
+    callers = {module for module, path in _modules().items() if "hydra.utils.instantiate" in _imported(path)}
+    assert callers == {"flash_grpo.run.build"}
 
 
-def test_the_command_line_imports_nothing_heavy_until_a_run_starts():
-    tree = ast.parse((ROOT / "flash_grpo/cli.py").read_text())
+@pytest.mark.parametrize("name", ["cli", "overrides", "run/compose"])
+def test_the_command_line_imports_nothing_heavy_until_a_run_starts(name):
+    tree = ast.parse((ROOT / f"flash_grpo/{name}.py").read_text())
     first = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     first |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert {name.split(".")[0] for name in first - {"flash_grpo.identity"}} <= {
-        "hydra",
-        "omegaconf",
-    } | sys.stdlib_module_names
+    light = {"flash_grpo.overrides", "flash_grpo.run.compose", "flash_grpo.records.identity"}
+    assert {name.split(".")[0] for name in first - light} <= {"hydra", "omegaconf"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("room", ["hydra_plugins", "cluster", "records"])
+def test_what_every_start_of_hydra_imports_needs_no_torch(room):
+    for path in _files(room):
+        assert not _tops(path) & {"torch", "diffusers", "numpy"}, path
 
 
 def test_folders_of_configuration_hold_nothing_else():

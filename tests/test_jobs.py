@@ -9,20 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flash_grpo import jobs, slurm
-from flash_grpo.records import (
-    Cost,
-    EvalRecord,
-    RecordWriter,
-    RunManifest,
-    read_manifest,
-    read_newest_first,
-    read_records,
-    write_manifest,
-)
-from flash_grpo.slurm import Answer, Queued, Start
-from flash_grpo.standing import last_words, standings
-from hydra_plugins.flash_grpo_plugins import _submission
+from flash_grpo import jobs
+from flash_grpo.cluster import slurm, submission
+from flash_grpo.cluster.bill import bill_of, write_bills
+from flash_grpo.cluster.last_words import last_words
+from flash_grpo.cluster.run_state import standings
+from flash_grpo.cluster.slurm import Answer, Queued, Start
+from flash_grpo.records import submissions
+from flash_grpo.records.files import RecordWriter, read_manifest, read_newest_first, read_records, write_manifest
+from flash_grpo.records.schema import Cost, EvalRecord, RunManifest
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +206,7 @@ def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):
     submitted(tmp_path)
     with open(tmp_path / ".submitit/jobs.jsonl", "a") as file:
         file.write('{"run": "seed1", "job_')
-    assert list(slurm.submitted(tmp_path)) == ["seed0"]
+    assert list(submissions.submitted(tmp_path)) == ["seed0"]
 
 
 def test_a_full_disk_costs_the_bill_and_not_the_table(tmp_path, monkeypatch, capsys):
@@ -233,7 +228,7 @@ def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm
     written(tmp_path, "failed", "ValueError: no")
     shutil.copytree(tmp_path / "seed0", tmp_path / "alone")
     monkeypatch.setattr(slurm, "ask_of", lambda study: ended("FAILED"))
-    monkeypatch.setattr(_submission, "resubmit", lambda folder, lines: [{**line, "job_id": "9"} for line in lines])
+    monkeypatch.setattr(submission, "resubmit", lambda folder, lines: [{**line, "job_id": "9"} for line in lines])
     jobs.main([str(tmp_path), "--resubmit", "failed"])
     assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
 
@@ -242,7 +237,7 @@ def test_a_server_s_device_seconds_are_no_part_of_the_job_s_bill(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
-    bill = slurm.bill(run_dir, [{**JOB, "folder": ""}], ended("COMPLETED"))
+    bill = bill_of(run_dir, [{**JOB, "folder": ""}], ended("COMPLETED"))
     assert (bill["device_seconds"], bill["useful_device_seconds"], bill["lost_device_seconds"]) == (200, 80.0, 120.0)
 
 
@@ -260,7 +255,7 @@ def test_the_bill_is_every_start_of_every_job_times_its_devices(tmp_path):
     lines = [JOB, {**JOB, "job_id": "9"}]
     of_array = [start("PREEMPTED", 100, devices=8), start("FAILED", 10, begin="2026-01-01T13:00:00")]
     starts = {"7_0": of_array, "9": [start("COMPLETED", 50, job="9", begin="2026-01-01T14:00:00")]}
-    told = slurm.bill(run_dir, lines, Answer(queued={}, starts=starts))
+    told = bill_of(run_dir, lines, Answer(queued={}, starts=starts))
     assert [one["devices"] for one in told["starts"]] == [8, 2, 2]  # without GPUs its ranks
     assert told["device_seconds"] == 100 * 8 + 10 * 2 + 50 * 2
     assert told["useful_device_seconds"] == 600.0
@@ -270,26 +265,26 @@ def test_the_bill_is_every_start_of_every_job_times_its_devices(tmp_path):
 def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_have_ended(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path)
-    slurm.write_bills(tmp_path, queued("RUNNING"))
-    assert slurm.write_bills(tmp_path, ended("RUNNING")) == ["seed0"]
+    write_bills(tmp_path, queued("RUNNING"))
+    assert write_bills(tmp_path, ended("RUNNING")) == ["seed0"]
     assert read_manifest(run_dir).bill is None
-    assert slurm.write_bills(tmp_path, ended("FAILED")) == []
+    assert write_bills(tmp_path, ended("FAILED")) == []
     assert read_manifest(run_dir).bill["device_seconds"] == 200
 
 
 def test_no_bill_is_written_to_a_run_that_went_on_without_slurm(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path, starts=[{"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}])
-    slurm.write_bills(tmp_path, ended("FAILED"))
+    write_bills(tmp_path, ended("FAILED"))
     assert read_manifest(run_dir).bill is None
 
 
 def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path)
-    slurm.write_bills(tmp_path, ended("PREEMPTED"))
+    write_bills(tmp_path, ended("PREEMPTED"))
     later = start("COMPLETED", 50, begin="2026-01-02T12:00:00")
-    slurm.write_bills(tmp_path, Answer(queued={}, starts={"7_0": [later]}))
+    write_bills(tmp_path, Answer(queued={}, starts={"7_0": [later]}))
     assert [one["state"] for one in read_manifest(run_dir).bill["starts"]] == ["PREEMPTED", "COMPLETED"]
 
 
@@ -401,6 +396,6 @@ def test_the_logs_of_several_ranks_carry_their_number_and_progress_bars_only_the
 
 def test_the_help_names_every_state():
     told = subprocess.run([sys.executable, "-m", "flash_grpo.jobs", "--help"], capture_output=True, text=True).stdout
-    from flash_grpo.standing import ALIVE, OVER
+    from flash_grpo.cluster.run_state import ALIVE, OVER
 
     assert all(state in told for state in (*ALIVE, *OVER) if state != "suspended")

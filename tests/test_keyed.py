@@ -1,6 +1,6 @@
 import torch
 
-from flash_grpo import keyed
+from flash_grpo.algorithm import keyed
 
 
 def test_a_key_always_draws_the_same_and_another_key_another():

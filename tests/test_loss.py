@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from flash_grpo.loss import clipped_surrogate, gaussian_kl
+from flash_grpo.algorithm.loss import clipped_surrogate, gaussian_kl
 
 CLIP = 1e-3
 

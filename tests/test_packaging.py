@@ -40,7 +40,7 @@ def test_the_wheel_holds_every_configuration_file(wheel):
 def test_the_wheel_holds_the_packages_and_the_tiny_checkpoint(wheel):
     names = set(wheel.namelist())
     wanted = {"flash_grpo/cli.py", "analysis/report.py", "hydra_plugins/flash_grpo_plugins/local.py"}
-    weights = [name for name in names if "tiny_wan" in name and name.endswith(".safetensors")]
+    weights = [name for name in names if "tiny_world/checkpoint" in name and name.endswith(".safetensors")]
     assert wanted <= names
     assert weights
     assert "hydra_plugins/__init__.py" not in names  # it would hide the plugins of other packages
@@ -81,3 +81,15 @@ def test_every_dependency_is_pinned_without_a_local_version():
 
 def _name(requirement: str) -> str:
     return re.split(r"[\[=<>~ ]", requirement)[0].lower().replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("flash_grpo.rewards.serve", "flash_grpo.serve"),
+        ("flash_grpo.policies.pretrain_tiny", "flash_grpo.tiny_world.pretrain"),
+    ],
+)
+def test_a_command_that_has_moved_says_where_to(old, new):
+    done = subprocess.run([sys.executable, "-m", old], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: python -m {old} is now python -m {new}\n")

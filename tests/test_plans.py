@@ -3,8 +3,8 @@ from collections import Counter
 import pytest
 import torch
 
-from flash_grpo.plans import FullTrajectory, OneStep, SlidingWindow
-from flash_grpo.prompts import Layout
+from flash_grpo.algorithm.batches import Layout
+from flash_grpo.algorithm.plans import FullTrajectory, OneStep, SlidingWindow
 
 T = 20
 

@@ -8,12 +8,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from flash_grpo.policies import pretrain_tiny
-from flash_grpo.policies.codec import LinearVideoCodec
-from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.shapes import COLOURS, DIRECTIONS, SHAPES, captions
+from flash_grpo.tiny_world import pretrain
+from flash_grpo.tiny_world.clips import COLOURS, DIRECTIONS, SHAPES, captions
+from flash_grpo.tiny_world.codec import LinearVideoCodec
+from flash_grpo.tiny_world.reward import ShapesReward
 
-CHECKPOINT = Path(pretrain_tiny.__file__).parent / "tiny_wan"
+CHECKPOINT = Path(pretrain.__file__).parent / "checkpoint"
 
 
 @pytest.fixture
@@ -26,9 +26,7 @@ def offline(monkeypatch):
 
 def encode(folder: Path, texts: list[str]) -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    return pretrain_tiny.encode_text(
-        tokenizer, UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder"), texts
-    )
+    return pretrain.encode_text(tokenizer, UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder"), texts)
 
 
 def load_transformer(folder: Path) -> WanTransformer3DModel:
@@ -50,7 +48,7 @@ def mean_reward(transformer: WanTransformer3DModel) -> float:
 
 def run_command(output: Path, seed: int) -> dict[str, torch.Tensor]:
     threads = str(torch.get_num_threads())
-    pretrain_tiny.main(["--output", str(output), "--steps", "3", "--threads", threads, "--seed", str(seed)])
+    pretrain.main(["--output", str(output), "--steps", "3", "--threads", threads, "--seed", str(seed)])
     return load_transformer(output).state_dict()
 
 
@@ -70,7 +68,7 @@ def test_the_command_writes_a_checkpoint_that_loads_and_its_seed_decides_it(tmp_
 
 def test_captions_lie_about_colour_and_direction_but_never_about_the_shape():
     generator = torch.Generator().manual_seed(0)
-    pairs = [pretrain_tiny.draw_caption_pairs(generator) for _ in range(200)]
+    pairs = [pretrain.draw_caption_pairs(generator) for _ in range(200)]
     shown_N, said_N = (torch.cat(column) for column in zip(*pairs, strict=True))
     spoken_N = said_N < 32
     assert abs(spoken_N.float().mean() - 0.9) < 0.02
@@ -91,13 +89,13 @@ def test_conditions_are_zero_beyond_the_text_and_differ_between_captions(offline
 
 def test_the_shipped_checkpoint_is_small_and_was_made_by_the_command():
     assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) <= 3e6
-    assert "flash_grpo.policies.pretrain_tiny" in json.loads((CHECKPOINT / "pretraining.json").read_text())["command"]
+    assert "flash_grpo.tiny_world.pretrain" in json.loads((CHECKPOINT / "pretraining.json").read_text())["command"]
 
 
 def test_the_shipped_transformer_draws_better_than_an_untrained_one_and_leaves_room(offline):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = pretrain_tiny.build_transformer()
+        untrained = pretrain.build_transformer()
     trained = mean_reward(load_transformer(CHECKPOINT))
     assert mean_reward(untrained) + 0.5 < trained
     assert 1.5 < trained < 2.2

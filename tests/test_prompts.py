@@ -4,7 +4,9 @@ from collections import Counter
 import pytest
 import torch
 
-from flash_grpo.prompts import Layout, Prompts, from_files, from_shapes
+from flash_grpo.algorithm.batches import Layout, Prompts
+from flash_grpo.run.prompt_files import from_files
+from flash_grpo.tiny_world.prompts import from_shapes
 
 TEXTS = Prompts(train=tuple("abcdefg"), test=("z",))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks_program import go_through
 
-from flash_grpo.records import read_manifest, read_records
+from flash_grpo.records.files import read_manifest, read_records
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 

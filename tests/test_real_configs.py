@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from flash_grpo import cli
-from flash_grpo.prompts import Layout
-from flash_grpo.run import ConfigError, build, tiny_sizes
+from flash_grpo.algorithm.batches import Layout
+from flash_grpo.overrides import composed_outside
+from flash_grpo.run.build import ConfigError, build, tiny_sizes
+from flash_grpo.run.compose import CONF
 
 # each on one node, or on twelve
 SWEEPS = [(name, nodes * 8) for name in ("table1_1p3b", "fig4", "fig5", "ablation_1p3b") for nodes in (1, 12)]
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _composed(*overrides):
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
@@ -47,7 +48,7 @@ def test_a_sweep_composes_and_plans(sweep, world_size, capsys):
     "reward", ["hpsv3", "pickscore", "aesthetic", "videoalign", "composite", "remote", "brightness"]
 )
 def test_every_reward_composes_or_says_what_is_missing(reward):
-    cfg = cli.composed_outside([f"reward={reward}"])
+    cfg = composed_outside([f"reward={reward}"])
     if reward in ("remote", "brightness"):
         assert callable(build(cfg.reward, "reward"))
     else:

@@ -10,14 +10,15 @@ import wan_pipeline
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from flash_grpo import checkpoint, keyed, run
-from flash_grpo.distributed import Ranks
-from flash_grpo.ema import EMA
+from flash_grpo.algorithm import keyed
+from flash_grpo.evaluate import main as evaluate_main
 from flash_grpo.export import export
 from flash_grpo.export import main as export_main
-from flash_grpo.paired import main as evaluate_main
-from flash_grpo.records import read_manifest, read_records
-from flash_grpo.trainer import DriftError
+from flash_grpo.records.files import read_manifest, read_records
+from flash_grpo.run import build, checkpoint, loop, stop, stored
+from flash_grpo.training.ema import EMA
+from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.trainer import DriftError
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def asked(wan_folder, tmp_path_factory):
 def finished(config, asked, tmp_path_factory) -> Path:
     """The run's directory, after two iterations in one go."""
     cfg = config(*asked, f"runs_root={tmp_path_factory.mktemp('runs')}")
-    return run.run(cfg, cfg.run_name)
+    return loop.run(cfg, cfg.run_name)
 
 
 def _state(directory: Path) -> dict:
@@ -69,7 +70,7 @@ def test_it_trains_adapters_and_saves_nothing_else(finished):
 def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tmp_path, finished):
     for iterations in (1, 2):
         cfg = config(*asked, f"runs_root={tmp_path}", f"budget.iterations={iterations}")
-        directory = run.run(cfg, cfg.run_name)
+        directory = loop.run(cfg, cfg.run_name)
     for part in ("parameters", "ema"):
         assert all(torch.equal(value, _state(finished)[part][name]) for name, value in _state(directory)[part].items())
     kept = [record for record in read_records(directory) if record["kind"] == "iteration"]
@@ -80,7 +81,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tm
 def _averaged(directory: Path):
     manifest = read_manifest(directory)
     manifest.config["model"]["dtype"] = "float32"
-    policy = run.policy_of(manifest.config, "cpu")
+    policy = stored.policy_of(manifest.config, "cpu")
     EMA(policy.trainable(), decay=0.9, every=1).load(_state(directory)["ema"])
     return policy
 
@@ -132,16 +133,16 @@ def test_export_tells_what_is_missing(finished, argv, capsys):
 
 def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
     cfg = config(f"runs_root={tmp_path}")
-    prepared = run.load(cfg, run.claim(cfg, "drifting"))
+    prepared = loop.load(cfg, loop.claim(cfg, "drifting"))
     velocity, policy = prepared.trainer.policy.velocity, prepared.trainer.policy
     policy.velocity = lambda *inputs: velocity(*inputs) + (0.3 if torch.is_grad_enabled() else 0)
     with pytest.raises(DriftError, match=r"ratio_drift=.* exceeds method.ratio_clip=0.001.*rollout.batch"):
-        prepared.to_the_end(run.StopRequest())
+        prepared.to_the_end(stop.StopRequest())
     assert [path.name for path in checkpoint.complete(prepared.directory)] == ["000000"]
 
 
 def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):
-    trainer = run.prepare_trainer(config(*asked), Ranks("cpu"))
+    trainer = build.prepare_trainer(config(*asked), Ranks("cpu"))
     assert trainer.iterate(1).ratio_drift < 1e-3
 
 

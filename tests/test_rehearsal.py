@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from flash_grpo.rehearsal import rehearse
-from flash_grpo.run import ConfigError
+from flash_grpo.run.build import ConfigError
+from flash_grpo.run.rehearsal import rehearse
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = {"table1_1p3b": 8, "table1_14b": 96, "fig4": 8, "fig5": 8, "ablation_1p3b": 8}
@@ -73,10 +73,10 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
         ("model.path=/nowhere", "model.path=/nowhere"),
         ("model.frames=8", "frames"),
         ("+model.depth=3", "model: flash_grpo.policies.wan.WanPolicy takes no depth"),
-        ("+reward.colour=red", "reward: flash_grpo.rewards.shapes.ShapesReward takes no colour"),
+        ("+reward.colour=red", "reward: flash_grpo.tiny_world.reward.ShapesReward takes no colour"),
         (
-            "reward._target_=flash_grpo.rewards.shapes.Shape",
-            "reward._target_=flash_grpo.rewards.shapes.Shape: there is",
+            "reward._target_=flash_grpo.tiny_world.reward.Shape",
+            "reward._target_=flash_grpo.tiny_world.reward.Shape: there is",
         ),
         ("reward=pickscore", "reward.scorer.path=yuvalkirstain/PickScore_v1: neither a folder nor"),
         ("reward=videoalign reward.path=. reward.base=.", "reward.instruction=None: not a file with DETAILED_PROMPT"),

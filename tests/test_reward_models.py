@@ -7,13 +7,13 @@ from safetensors.torch import save_file
 from small_qwen import TEXTS
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, Qwen2VLForConditionalGeneration
 
-from flash_grpo import cli
+from flash_grpo.algorithm.types import Scores
+from flash_grpo.overrides import composed_outside
 from flash_grpo.rewards.clip import Aesthetic, PickScore, aesthetic_head
 from flash_grpo.rewards.composite import CompositeReward
 from flash_grpo.rewards.frames import FrameReward
 from flash_grpo.rewards.hpsv3 import REWARD_TOKEN, HPSv3, packaged_instruction
-from flash_grpo.run import build
-from flash_grpo.types import Scores
+from flash_grpo.run.build import build
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_frame_policies():
 
 def test_the_composite_of_the_configuration_holds_rewards(clip_folder, tmp_path):
     torch.save({f"layers.{k}": v for k, v in aesthetic_head(24).state_dict().items()}, tmp_path / "head.pth")
-    cfg = cli.composed_outside(["reward=composite", "device=cpu"])
+    cfg = composed_outside(["reward=composite", "device=cpu"])
     pickscore, aesthetic = cfg.reward.rewards.pickscore.scorer, cfg.reward.rewards.aesthetic.scorer
     pickscore.path = pickscore.processor = aesthetic.path = str(clip_folder)
     aesthetic.head = str(tmp_path / "head.pth")

@@ -12,16 +12,16 @@ import tenacity
 import torch
 import uvicorn
 
-from flash_grpo import checkpoint, run
-from flash_grpo.records import read_records
-from flash_grpo.rewards import RewardError
+from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.algorithm.types import Scores
+from flash_grpo.records.files import read_records
 from flash_grpo.rewards.brightness import brightness
 from flash_grpo.rewards.client import PATIENCE, RemoteReward
-from flash_grpo.rewards.serve import application, required_token
-from flash_grpo.rewards.shapes import ShapesReward
 from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
-from flash_grpo.trainer import Trainer
-from flash_grpo.types import Scores
+from flash_grpo.run import checkpoint, loop, stop
+from flash_grpo.serve import application, required_token
+from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.trainer import Trainer
 
 VIDEO = torch.arange(3 * 2 * 4 * 4 * 3).reshape(3, 2, 4, 4, 3).to(torch.uint8)
 TEXTS = ("a", "zwei ü", "c")
@@ -271,7 +271,7 @@ def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_
     assert len(made) == len(set(made))
     iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
     assert int(done) < 3 and iterations == [1, 2, 3]
-    assert run.read_manifest(directory).status == "completed"
+    assert loop.read_manifest(directory).status == "completed"
 
 
 def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monkeypatch):
@@ -356,10 +356,10 @@ def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_roll
     asked = _reward_of(server.url, 600)
     train(*asked, "budget.iterations=1")
     server.kill()
-    stop = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    stop.start()
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
     start = time.monotonic()
-    with pytest.raises(run.Interrupted, match="middle"):
+    with pytest.raises(stop.Interrupted, match="middle"):
         train(*asked)
     assert time.monotonic() - start < 10
     server.start()

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.shapes import captions, render
+from flash_grpo.tiny_world.clips import captions, render
+from flash_grpo.tiny_world.reward import ShapesReward
 
 TEXT = tuple(captions())
 PARTS = ("colour", "motion", "smoothness")

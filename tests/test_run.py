@@ -19,15 +19,17 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from flash_grpo import checkpoint, cli, identity, manifest, run
-from flash_grpo.directory import RunDirectory
-from flash_grpo.evaluate import Evaluation
-from flash_grpo.journal import Journal, Leave
+from flash_grpo.algorithm.types import Scores
 from flash_grpo.policies.wan import WanPolicy
-from flash_grpo.records import FailureRecord, RecordWriter, as_json, read_manifest, read_records
-from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.trainer import RewardError, Trainer
-from flash_grpo.types import Scores
+from flash_grpo.records import identity
+from flash_grpo.records.files import RecordWriter, as_json, read_manifest, read_records
+from flash_grpo.records.schema import FailureRecord
+from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
+from flash_grpo.run.directory import RunDirectory
+from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.evaluation import Evaluation
+from flash_grpo.training.journal import Journal, Leave
+from flash_grpo.training.trainer import RewardError, Trainer
 
 LONG = (
     "schedule.num_steps=5",
@@ -70,7 +72,7 @@ def _assert_identical(directory: Path, other: Path) -> None:
 
 def _start(config, folder: Path, *overrides: str) -> Path:
     cfg = config(*LONG, f"runs_root={folder}", *overrides)
-    return run.run(cfg, cfg.run_name)
+    return loop.run(cfg, cfg.run_name)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_a_run_asked_to_stop_saves_after_the_micro_batch_and_continues_bit_ident
     config, tmp_path, during, uninterrupted, number
 ):
     during(3, lambda: signal.raise_signal(number))
-    with pytest.raises(run.Interrupted, match="saved in the middle of the one after iteration 2"):
+    with pytest.raises(stop.Interrupted, match="saved in the middle of the one after iteration 2"):
         _start(config, tmp_path)
     directory = tmp_path / "default/small"
     assert checkpoint.complete(directory)[-1].name == "000002+001"
@@ -126,7 +128,7 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     monkeypatch.setattr(Journal, "leave_if_asked", lambda self: _leave_after_one_piece(self))
     directory, names = tmp_path / "pieces/default/small", []
     for _ in range(200):
-        with suppress(run.Interrupted):
+        with suppress(stop.Interrupted):
             _start(config, tmp_path / "pieces", *asked)
             break
         names.append(checkpoint.complete(directory)[-1].name)
@@ -151,7 +153,7 @@ def test_a_run_asked_to_stop_in_the_middle_of_a_video_gives_it_up_and_continues_
 
     monkeypatch.setattr(WanPolicy, "velocity", hooked)
     directory = tmp_path / "default/small"
-    with pytest.raises(run.Interrupted):
+    with pytest.raises(stop.Interrupted):
         _start(config, tmp_path)
     assert len(steps) == first
     assert not list((directory / "checkpoints").glob("*+*"))  # nothing of it was done
@@ -175,7 +177,7 @@ def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config
         return made[-1]
 
     monkeypatch.setattr(Trainer, "rollout_at_once", asked_to_stop_at_the_third)
-    with pytest.raises(run.Interrupted, match="in the middle"):
+    with pytest.raises(stop.Interrupted, match="in the middle"):
         _start(config, tmp_path, "rollout.batch=2")
     saved = checkpoint.complete(tmp_path / "default/small")[-1] / "rank000.pt"
     with torch.serialization.safe_globals(checkpoint.NOUNS):
@@ -187,13 +189,13 @@ def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config
 
 def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_path, during):
     during(1, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(run.Interrupted):
+    with pytest.raises(stop.Interrupted):
         _start(config, tmp_path)
     saved = checkpoint.complete(tmp_path / "default/small")[-1] / "state.pt"
     state = torch.load(saved)
     state["progress"]["inside_on_ranks"] = 2
     torch.save(state, saved)
-    with pytest.raises(run.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
+    with pytest.raises(build.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
         _start(config, tmp_path)
 
 
@@ -218,11 +220,11 @@ def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(
         return done
 
     monkeypatch.setattr(owner, name, asked_to_stop)
-    with pytest.raises(run.Interrupted, match="in the"):
+    with pytest.raises(stop.Interrupted, match="in the"):
         _start(config, tmp_path, *asked)
     monkeypatch.setattr(owner, name, work)
     with pytest.raises(
-        run.ConfigError, match=rf"micro-batches of other sizes: go on with {told}, or delete"
+        build.ConfigError, match=rf"micro-batches of other sizes: go on with {told}, or delete"
     ) as refusal:
         _start(config, tmp_path, *asked, f"{key}=5")
     assert "\n" not in str(refusal.value)
@@ -241,9 +243,9 @@ def test_between_iterations_a_run_goes_on_with_other_micro_batches(config, tmp_p
 
 def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
-    first = run.claim(cfg, cfg.run_name)
+    first = loop.claim(cfg, cfg.run_name)
     program = (
-        "import sys; from pathlib import Path; from flash_grpo import directory; directory.lock(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from flash_grpo.run import directory; directory.lock(Path(sys.argv[1]))"
     )
     asked = [sys.executable, "-c", program, str(first.path)]
     second = subprocess.run(asked, capture_output=True, text=True)
@@ -256,7 +258,7 @@ def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
     elsewhere = ("reward.urls", "reward.rewards.hpsv3.timeout")
     for key in (*identity.ELSEWHERE, *identity.REACH, *identity.AT_ONCE, *elsewhere):
         assert not identity.is_identity(key)
-        assert cli.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
+        assert compose.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
 
 
 def test_other_reward_servers_do_not_make_another_run(config, tmp_path):
@@ -285,10 +287,10 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(con
 
 def test_a_run_killed_at_random_moments_twice_continues_bit_identically(config, tmp_path, uninterrupted):
     processes = multiprocessing.get_context("forkserver")  # fresh processes, without the seconds of importing
-    processes.set_forkserver_preload(["flash_grpo.run", "flash_grpo.policies.wan"])
+    processes.set_forkserver_preload(["flash_grpo.run.loop", "flash_grpo.policies.wan"])
     cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
     for start, lines in ((1, random.randint(1, 2)), (2, random.randint(3, 5))):
-        process = processes.Process(target=run.run, args=(cfg, cfg.run_name))
+        process = processes.Process(target=loop.run, args=(cfg, cfg.run_name))
         process.start()
         _wait_for(process, directory, start, lines)
         time.sleep(random.uniform(0, 0.04))
@@ -347,7 +349,7 @@ def test_a_run_that_dies_in_every_single_write_continues_bit_identically(config,
     cfg, directory = config(*LONG, f"runs_root={tmp_path}"), tmp_path / "default/small"
     for _ in range(100):
         try:
-            run.load(cfg, run.claim(cfg, cfg.run_name)).to_the_end(run.StopRequest())
+            loop.load(cfg, loop.claim(cfg, cfg.run_name)).to_the_end(stop.StopRequest())
             break
         except Killed:
             pass
@@ -393,7 +395,7 @@ def test_a_directory_of_another_configuration_is_refused_with_the_differing_keys
     copy = tmp_path / "default/small"
     shutil.copytree(uninterrupted, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(run.ConfigError) as refusal:
+    with pytest.raises(build.ConfigError) as refusal:
         _start(config, tmp_path, "method.plan.last_step=2", "seed=4")
     told = str(refusal.value)
     assert "method.plan.last_step: 3 there, 2 asked for" in told
@@ -590,7 +592,7 @@ def test_contact_sheets_show_the_evaluation_at_the_start_and_at_the_end(uninterr
 
 
 def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_are(uninterrupted):
-    told = run.summary(uninterrupted)
+    told = stored.summary(uninterrupted)
     first, *_, last = [record for record in read_records(uninterrupted) if record["kind"] == "evaluation"]
     assert f"{first['reward_mean']:.3f} -> {last['reward_mean']:.3f}" in told
     assert str(uninterrupted / "records.jsonl") in told
@@ -646,7 +648,7 @@ def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(con
                 _start(config, tmp_path)
             break
         cfg = config(*LONG, f"runs_root={tmp_path}")
-        place = run.claim(cfg, cfg.run_name)
+        place = loop.claim(cfg, cfg.run_name)
         place.begin(0, 0, 0)
         for iteration in range(1, reached + 1):
             place.records.append(FailureRecord(kind="iteration", iteration=iteration, reason=""))
@@ -689,7 +691,7 @@ def test_other_texts_in_the_same_files_are_refused(config, tmp_path):
     copied.write_bytes((tmp_path / "test").read_bytes())
     _start(config, tmp_path, *asked, f"prompts.test={copied}")
     (tmp_path / "test").write_text("a green ball moving left\n")
-    with pytest.raises(run.ConfigError, match=r"other texts than prompts\.train and prompts\.test give now"):
+    with pytest.raises(build.ConfigError, match=r"other texts than prompts\.train and prompts\.test give now"):
         _start(config, tmp_path, *asked)
     assert read_manifest(directory).status == "completed"
 
@@ -701,7 +703,7 @@ def test_an_exception_while_the_models_are_loaded_stands_in_run_json(config, tmp
     def short_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run, "prepare_trainer", short_of_memory)
+    monkeypatch.setattr(loop, "prepare_trainer", short_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         _start(config, tmp_path)
     told = read_manifest(tmp_path / "default/small")
@@ -714,14 +716,14 @@ def test_an_exception_while_the_models_are_loaded_stands_in_run_json(config, tmp
 
 
 def test_what_is_refused_while_the_models_are_loaded_leaves_nothing_behind(config, tmp_path):
-    with pytest.raises(run.ConfigError):
+    with pytest.raises(build.ConfigError):
         _start(config, tmp_path, "model.path=/nowhere")
     assert not list(tmp_path.iterdir())
 
 
 def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
-    described = run.claim(cfg, "shared").manifest
+    described = loop.claim(cfg, "shared").manifest
     ranks = [
         SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0, from_main=lambda value: value, barrier=lambda: None)
         for rank in (0, 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from flash_grpo.schedule import fingerprint, flow_schedule
+from flash_grpo.algorithm.schedule import fingerprint, flow_schedule
 
 
 def test_the_release_grid_has_the_published_timesteps():

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from flash_grpo.schedule import flow_schedule
-from flash_grpo.sde import log_prob, ode_step, rectification_factor, sde_mean, sde_noise_std
+from flash_grpo.algorithm.schedule import flow_schedule
+from flash_grpo.algorithm.sde import log_prob, ode_step, rectification_factor, sde_mean, sde_noise_std
 
 PUBLISHED_INVERSE = [7.4770, 7.0414, 6.6112, 6.1867, 5.7682, 5.3559, 4.9502, 4.5513, 4.1596, 3.7754]
 

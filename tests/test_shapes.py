@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flash_grpo.shapes import COLOURS, captions, colour_of, direction_of, parse, render
+from flash_grpo.tiny_world.clips import COLOURS, captions, colour_of, direction_of, parse, render
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,10 +11,10 @@ import wan_pipeline
 from safetensors.torch import load_file
 from shard_program import go_through
 
-from flash_grpo import checkpoint
 from flash_grpo.export import export
-from flash_grpo.records import read_records
-from flash_grpo.run import ConfigError, build
+from flash_grpo.records.files import read_records
+from flash_grpo.run import checkpoint
+from flash_grpo.run.build import ConfigError, build
 
 PROGRAM = Path(__file__).with_name("shard_program.py")
 

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm_resumable` against a real Slurm, slurm/dev_cluster, with a toy app that counts steps."""
+"""`hydra/launcher=slurm_resumable` against a real Slurm, tools/dev_cluster, with a toy app that counts steps."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`python -m flash_grpo.jobs` against a real Slurm, slurm/dev_cluster, and the trainer itself on the tiny world."""
+"""`python -m flash_grpo.jobs` against a real Slurm, tools/dev_cluster, and the trainer itself on the tiny world."""
 
 import shutil
 from datetime import datetime
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import MARKS, ROOT, Study, what_was_computed
 
-from flash_grpo.records import read_manifest, read_records
+from flash_grpo.records.files import read_manifest, read_records
 
 pytestmark = MARKS
 LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole seconds
@@ -55,7 +55,7 @@ def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requ
 
 def test_a_start_that_dies_before_it_can_speak_is_failed_and_goes_on_when_it_is_submitted_again(study, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(ROOT / "flash_grpo/policies/tiny_wan", model)
+    shutil.copytree(ROOT / "flash_grpo/tiny_world/checkpoint", model)
     one = study("seed=0", "budget.iterations=60", f"model.path={model}", "detach=true")
     one.until_iteration("seed0", 5)
     one.slurm("scancel", "--signal=USR2", one.job("seed0"))

@@ -1,4 +1,4 @@
-"""The trainer through a real Slurm, slurm/dev_cluster: a sweep to which everything happens that happens on a cluster."""
+"""The trainer through a real Slurm, tools/dev_cluster: a sweep to which everything happens that happens on a cluster."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from slurm_cluster import MARKS, PORT, ROOT, Study, cluster_of, eventually, what_was_computed
 
-from flash_grpo import checkpoint, run
-from flash_grpo.records import read_manifest, read_records
+from flash_grpo.records.files import read_manifest, read_records
+from flash_grpo.run import checkpoint, loop
 
 pytestmark = MARKS
 RATES = {"failing": 1e30, "preempted": 1e-4, "limited": 1.1e-4, "node_down": 1.2e-4, "killed": 1.3e-4}
@@ -33,7 +33,7 @@ def undisturbed(config, tmp_path):
 
     def trained(name: str, *overrides: str) -> Path:
         cfg = config(*overrides, f"runs_root={tmp_path}", "study=undisturbed", f"run_name={name}")
-        return run.run(cfg, cfg.run_name)
+        return loop.run(cfg, cfg.run_name)
 
     return trained
 
@@ -184,7 +184,7 @@ DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.g
 
 @pytest.mark.parametrize("what", DOES)
 def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(study, tmp_path, what):
-    """The other rank waits for it in a collective. The exception stands in the log of its rank and in run.json."""
+    """The other rank waits for it in a collective. The exception stands in the log of its rank and in loop.json."""
     tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copy(ROOT / "train.py", tree)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
+from flash_grpo.cluster.snapshot import snapshot
 
 
 @pytest.fixture

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from flash_grpo import cli, records
-from flash_grpo.records import as_json
-from flash_grpo.rewards.shapes import ShapesReward
-from flash_grpo.rollout import DivergedError, denoise, initial_noise, no_noise, sde_noise
-from flash_grpo.sde import ode_step
-from flash_grpo.types import Scores
-from flash_grpo.weighting import inverse_lambda
+from flash_grpo.algorithm.denoise import DivergedError, denoise, initial_noise, no_noise, sde_noise
+from flash_grpo.algorithm.sde import ode_step
+from flash_grpo.algorithm.types import Scores
+from flash_grpo.algorithm.weighting import inverse_lambda
+from flash_grpo.records import schema
+from flash_grpo.records.files import as_json
+from flash_grpo.run import compose
+from flash_grpo.tiny_world.reward import ShapesReward
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL_METHODS = [
-    *(f"method={path.stem}" for path in sorted(Path(cli.CONF, "method").glob("*.yaml"))),
-    *(f"recipe={path.stem}" for path in sorted(Path(cli.CONF, "recipe").glob("[!w]*.yaml"))),  # wan21: test_real_run
+    *(f"method={path.stem}" for path in sorted(Path(compose.CONF, "method").glob("*.yaml"))),
+    *(
+        f"recipe={path.stem}" for path in sorted(Path(compose.CONF, "recipe").glob("[!w]*.yaml"))
+    ),  # wan21: test_real_run
     *(f"ablations={path.stem}" for path in sorted((ROOT / "ablations").glob("*.yaml"))),
     "schedule.noise=flow",
     "method.plan.draw=stratified",
@@ -255,7 +258,7 @@ def test_siblings_start_alike_only_where_the_method_shares_their_noise(trainer):
 
 @pytest.mark.parametrize(
     "record",
-    [value for value in vars(records).values() if dataclasses.is_dataclass(value)],
+    [value for value in vars(schema).values() if dataclasses.is_dataclass(value)],
     ids=lambda record: record.__name__,
 )
 def test_every_field_of_a_record_is_documented(record):

@@ -11,12 +11,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hydra.utils import instantiate
 
-from flash_grpo import cli, keyed
+from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.denoise import denoise, no_noise
+from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.overrides import composed_outside
 from flash_grpo.policies.lora import add_lora
 from flash_grpo.policies.wan import WanPolicy, forward_flops, random_transformer
-from flash_grpo.rollout import denoise, no_noise
-from flash_grpo.run import ConfigError, build
-from flash_grpo.types import FlowSchedule
+from flash_grpo.run.build import ConfigError, build
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["to_q", "to_k", "to_v", "to_out.0"], "init": "gaussian", "seed": 0}
 TEXTS = wan_pipeline.SENTENCES
@@ -324,9 +325,7 @@ def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
 @pytest.mark.parametrize(("recipe", "steps", "last"), [("wan21_1p3b", 20, 9), ("wan21_14b", 12, 5)])
 def test_the_recipes_steps_and_candidates(recipe, steps, last):
     """As a user composes them. Flash and Fast1 draw from the same first half of the steps."""
-    flash, window = (
-        cli.composed_outside([f"recipe={recipe}", f"ablations={name}"]) for name in ("none", "sliding_window")
-    )
+    flash, window = (composed_outside([f"recipe={recipe}", f"ablations={name}"]) for name in ("none", "sliding_window"))
     assert len(instantiate(flash.schedule)) == steps
     assert (flash.method.plan.first_step, flash.method.plan.last_step) == (0, last)
     assert (window.method.plan.first_start, window.method.plan.last_start) == (0, last)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from flash_grpo.schedule import flow_schedule
-from flash_grpo.sde import rectification_factor
-from flash_grpo.weighting import inverse_first_term, inverse_lambda, rescaled_to_mean_one, uniform
+from flash_grpo.algorithm.schedule import flow_schedule
+from flash_grpo.algorithm.sde import rectification_factor
+from flash_grpo.algorithm.weighting import inverse_first_term, inverse_lambda, rescaled_to_mean_one, uniform
 
 
 def test_rectification_undoes_lambda():

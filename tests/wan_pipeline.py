@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from flash_grpo.policies.pretrain_tiny import build_tokenizer
+from flash_grpo.tiny_world.pretrain import build_tokenizer
 
 TEXT_TOKENS, TEXT_WIDTH = 12, 32
 SENTENCES = ("a red cat runs slowly", "the blue dog jumps over a house", "a ball rolls in the snow", "burns & of under")

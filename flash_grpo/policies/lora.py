@@ -9,7 +9,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from flash_grpo import keyed
+from flash_grpo.algorithm import keyed
 
 ADAPTER = "default"
 

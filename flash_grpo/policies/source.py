@@ -7,14 +7,15 @@ from typing import Any
 
 from flash_grpo.hub import local_folder
 
-TINY = "tiny_wan"
+TINY = "tiny_wan"  # the tiny world's checkpoint, which ships with the package
+SHIPPED = Path(__file__).parents[1] / "tiny_world" / "checkpoint"
 INDEX = "model_index.json"
 WEIGHTS = ("transformer", "vae", "text_encoder")
 
 
 def pipeline_folder(path: str, revision: str | None) -> Path:
     """The folder that holds the pipeline `path`; ValueError in one line where there is none."""
-    folder = Path(__file__).parent / TINY if path == TINY else local_folder(path, revision, "model.path")
+    folder = SHIPPED if path == TINY else local_folder(path, revision, "model.path")
     if not (folder / INDEX).is_file():
         raise ValueError(f"model.path={path}: no {INDEX} there; expected a folder in diffusers' layout or a hub id")
     if missing := _missing(folder):

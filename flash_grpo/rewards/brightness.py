@@ -2,7 +2,7 @@
 
 import torch
 
-from flash_grpo.types import Scores
+from flash_grpo.algorithm.types import Scores
 
 
 def brightness(video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:

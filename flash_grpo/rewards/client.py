@@ -1,4 +1,4 @@
-"""A reward that lives in a server of its own: `python -m flash_grpo.rewards.serve`, see there for the protocol."""
+"""A reward that lives in a server of its own: `python -m flash_grpo.serve`, see there for the protocol."""
 
 import itertools
 import os
@@ -12,9 +12,9 @@ import httpx
 import tenacity
 import torch
 
-from flash_grpo.rewards import RewardError
+from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.algorithm.types import Scores
 from flash_grpo.rewards.wire import TOKEN, packed_request
-from flash_grpo.types import Scores
 
 PATIENCE = tenacity.wait_exponential(multiplier=0.2, max=30.0) + tenacity.wait_random(0, 1)  # seconds
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.rewards import Asked, Reward, ask
-from flash_grpo.types import Scores
+from flash_grpo.algorithm.protocols import Asked, Reward, ask
+from flash_grpo.algorithm.types import Scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.types import Scores
+from flash_grpo.algorithm.types import Scores
 
 ImageScorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
 

@@ -13,11 +13,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import BatchFeature, Qwen2VLConfig, Qwen2VLImageProcessorPil
 
+from flash_grpo.algorithm.types import Scores
 from flash_grpo.hub import local_folder
 from flash_grpo.rewards.clip import as_images
 from flash_grpo.rewards.frames import scorer_device
 from flash_grpo.rewards.qwen import RewardModel, conversation, load_weights, texts_of, tokenizer_with
-from flash_grpo.types import Scores
 
 PARTS = ("VQ", "MQ", "TA")
 TOKENS = tuple(f"<|{part}_reward|>" for part in PARTS)

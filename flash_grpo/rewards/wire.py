@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flash_grpo.types import Scores
+from flash_grpo.algorithm.types import Scores
 
 TOKEN = "FLASH_GRPO_REWARD_TOKEN"
 

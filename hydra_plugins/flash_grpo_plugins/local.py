@@ -21,8 +21,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, cores, failure
-from hydra_plugins.flash_grpo_plugins._node import run_here
+from flash_grpo.cluster.board import Board, Run, compose, cores, failure
+from flash_grpo.cluster.node import run_here
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 

@@ -25,12 +25,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from flash_grpo import slurm
-from flash_grpo.standing import ALIVE, OVER, Standing, standing, standings
-from hydra_plugins.flash_grpo_plugins._board import Board, Run, compose, refuse
-from hydra_plugins.flash_grpo_plugins._node import run_on_node
-from hydra_plugins.flash_grpo_plugins._snapshot import snapshot
-from hydra_plugins.flash_grpo_plugins._submission import RefusedError, job_line, submit, write_jobs
+from flash_grpo.cluster import slurm
+from flash_grpo.cluster.bill import write_bills
+from flash_grpo.cluster.board import Board, Run, compose, refuse
+from flash_grpo.cluster.node import run_on_node
+from flash_grpo.cluster.run_state import ALIVE, OVER, Standing, standing, standings
+from flash_grpo.cluster.snapshot import snapshot
+from flash_grpo.cluster.submission import RefusedError, job_line, submit, write_jobs
+from flash_grpo.records import submissions
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
@@ -62,7 +64,7 @@ class SlurmResumableConf(SlurmQueueConf):
     srun_args: list[str] = field(default_factory=lambda: ["--kill-on-bad-exit=1", "--wait=0"])
     detach: bool = "${oc.select:detach,false}"  # submit and return at once
     # a function (cfg, ranks) that raises ValueError where a point of the sweep could not begin; null: nothing is tried
-    rehearse: str | None = "flash_grpo.rehearsal.rehearse"
+    rehearse: str | None = "flash_grpo.run.rehearsal.rehearse"
     # keys that name files which a run reads, copied at submission
     files: list[str] = field(default_factory=lambda: ["prompts.train", "prompts.test"])
 
@@ -266,7 +268,7 @@ class _Watch:
         if time.monotonic() - self.asked < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
             return []
         try:
-            answer, lines = slurm.ask_of(self.study), slurm.submitted(self.study)
+            answer, lines = slurm.ask_of(self.study), submissions.submitted(self.study)
         except slurm.NoSlurmError as error:
             log.warning("Slurm could not be asked (%s), and is asked again", error)
             return []
@@ -291,7 +293,7 @@ def _write_bills(study: Path) -> None:
     runs for another command, `python -m flash_grpo.jobs` writes."""
     deadline = time.monotonic() + SETTLE_S
     with suppress(slurm.NoSlurmError):
-        while slurm.write_bills(study, slurm.ask_of(study)) and time.monotonic() < deadline:
+        while write_bills(study, slurm.ask_of(study)) and time.monotonic() < deadline:
             time.sleep(1)
 
 

@@ -1,0 +1,80 @@
+"""Which prompts an iteration trains on, and which ones evaluation asks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.types import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Texts to train on and held-out texts to evaluate on. metadata: what else is known of a held-out text, by text.
+    oddities: what makes a result hard to interpret, a line each.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    oddities: tuple[str, ...] = ()
+
+    def drawn(self, iteration: int, num_prompts: int, seed: int) -> list[str]:
+        """The iteration's prompts, by slot. Every pass over the training texts has an order of its own."""
+        first = (iteration - 1) * num_prompts
+        return [self._at(position, seed) for position in range(first, first + num_prompts)]
+
+    def _at(self, position: int, seed: int) -> str:
+        epoch, index = divmod(position, len(self.train))
+        return self.train[keyed.permutation(len(self.train), seed, "prompts", epoch)[index]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an iteration's rollouts are laid out: `num_prompts` groups of `group_size`, over optimizer steps, over ranks."""
+
+    num_prompts: int
+    group_size: int
+    optimizer_steps: int = 1
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise ValueError(f"rollout.num_prompts={self.num_prompts}: at least 1 prompt per iteration is needed")
+        if self.group_size < 2:
+            raise ValueError(f"rollout.group_size={self.group_size}: a group needs at least 2 rollouts to compare")
+        if self.optimizer_steps < 1 or self.num_prompts % self.optimizer_steps:
+            raise ValueError(
+                f"training.optimizer_steps={self.optimizer_steps}: must divide rollout.num_prompts={self.num_prompts}"
+            )
+        if self.per_step % self.world_size:
+            raise ValueError(
+                f"rollout.num_prompts={self.num_prompts} x rollout.group_size={self.group_size} / "
+                f"training.optimizer_steps={self.optimizer_steps} = {self.per_step} rollouts per optimizer step "
+                f"do not fill {self.world_size} ranks evenly"
+            )
+
+    @property
+    def per_step(self) -> int:
+        """Rollouts per optimizer step, over all ranks."""
+        return self.num_prompts // self.optimizer_steps * self.group_size
+
+    def optimizer_step_of(self, prompt_N: torch.Tensor) -> torch.Tensor:
+        """Which of the iteration's optimizer steps trains the prompt in this slot."""
+        return prompt_N // (self.num_prompts // self.optimizer_steps)
+
+    def batch(self, iteration: int, text_P: list[str], rank: int) -> PromptBatch:
+        """The rank's equal share of every optimizer step's rollouts."""
+        share = self.per_step // self.world_size
+        index = torch.arange(self.num_prompts * self.group_size).reshape(self.optimizer_steps, self.world_size, share)
+        index_B = index[:, rank].flatten()
+        prompt_B = index_B // self.group_size
+        return PromptBatch(
+            iteration=iteration,
+            num_prompts=self.num_prompts,
+            group_size=self.group_size,
+            text=tuple(text_P[prompt] for prompt in prompt_B.tolist()),
+            prompt_B=prompt_B,
+            sibling_B=index_B % self.group_size,
+        )

@@ -1,0 +1,129 @@
+"""Which denoising steps of which rollout are stochastic, and therefore trained: the methods' first half.
+
+A plan is `(batch, num_steps, seed) -> sde_mask_BT`. Plans differ in how wide their band is and in *the key it is drawn by*:
+iso-temporal grouping is nothing but leaving the sibling out of the key.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.types import PromptBatch
+
+
+class Plan(Protocol):
+    def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
+        """bool [B, T]."""
+
+    def check(self, num_steps: int) -> None:
+        """Raises ValueError, naming the key, where the plan does not fit the schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullTrajectory:
+    """Every step (Flow-GRPO). Its release leaves the last one untrained and deterministic: `skip_last`."""
+
+    skip_last: bool = True
+
+    def check(self, num_steps: int) -> None:
+        pass
+
+    def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
+        return _band(torch.zeros(len(batch), dtype=torch.long), num_steps - self.skip_last, num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow:
+    """`width` adjacent steps starting in first_start..last_start.
+
+    move="random" (Flow-GRPO-Fast): the start is drawn once per rank-batch, so groups mix steps. Our rank-batch is one
+    rollout of every prompt (all rollouts with one sibling index), which keeps draws independent of the number of ranks.
+    move="slide" (MixGRPO): one window for everybody; it moves on by `stride` every `every` iterations and wraps around.
+    """
+
+    width: int
+    first_start: int
+    last_start: int
+    move: str = "random"
+    stride: int = 1
+    every: int = 25
+
+    def check(self, num_steps: int) -> None:
+        if self.move not in ("random", "slide"):
+            raise ValueError(f"method.plan.move={self.move}: allowed are random, slide")
+        _check_range("first_start", "last_start", self.first_start, self.last_start, num_steps)
+        if self.width < 1 or self.last_start + self.width > num_steps:
+            raise ValueError(
+                f"method.plan.width={self.width}: from last_start={self.last_start} a window of at least 1 and at most "
+                f"{num_steps - self.last_start} steps fits schedule.num_steps={num_steps}"
+            )
+
+    def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
+        return _band(
+            torch.tensor([self._start(batch, sibling, seed) for sibling in batch.sibling_B.tolist()]),
+            self.width,
+            num_steps,
+        )
+
+    def _start(self, batch: PromptBatch, sibling: int, seed: int) -> int:
+        if self.move == "slide":
+            moved = (batch.iteration - 1) // self.every * self.stride
+            return self.first_start + moved % (self.last_start - self.first_start + 1)
+        return keyed.integer(self.first_start, self.last_start, seed, "plan", batch.iteration, "sibling", sibling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStep:
+    """One stochastic step per rollout, among the candidates first_step..last_step (Flash-GRPO).
+
+    shared_by="prompt" is iso-temporal grouping: all rollouts of a prompt share the step. shared_by="rollout" draws one for
+    each. draw="iid" (release) draws independently; "stratified" (paper) spreads the units evenly over the candidates.
+    """
+
+    first_step: int
+    last_step: int
+    shared_by: str = "prompt"
+    draw: str = "iid"
+
+    def check(self, num_steps: int) -> None:
+        _check_range("first_step", "last_step", self.first_step, self.last_step, num_steps)
+        if self.shared_by not in ("prompt", "rollout"):
+            raise ValueError(f"method.plan.shared_by={self.shared_by}: allowed are prompt, rollout")
+        if self.draw not in ("iid", "stratified"):
+            raise ValueError(f"method.plan.draw={self.draw}: allowed are iid, stratified")
+
+    def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
+        units = [self._unit(batch, row) for row in range(len(batch))]
+        drawn = {unit: self._position(batch, unit, seed) for unit in set(units)}
+        candidates = self.last_step - self.first_step + 1
+        start_B = torch.tensor([self.first_step + int(drawn[unit] * candidates) for unit in units])
+        return _band(start_B, 1, num_steps)
+
+    def _unit(self, batch: PromptBatch, row: int) -> tuple[int, ...]:
+        prompt, sibling = int(batch.prompt_B[row]), int(batch.sibling_B[row])
+        return (prompt,) if self.shared_by == "prompt" else (prompt, sibling)
+
+    def _position(self, batch: PromptBatch, unit: tuple[int, ...], seed: int) -> float:
+        """Where in [0, 1) of the candidates the unit's step lies."""
+        inside = keyed.uniform(seed, "plan", batch.iteration, *unit)
+        if self.draw == "iid":
+            return inside
+        siblings = batch.group_size if self.shared_by == "rollout" else 1
+        units = batch.num_prompts * siblings
+        index = unit[0] * siblings + (unit[1] if len(unit) > 1 else 0)
+        return (keyed.permutation(units, seed, "strata", batch.iteration)[index] + inside) / units
+
+
+def _band(start_B: torch.Tensor, width: int, num_steps: int) -> torch.Tensor:
+    step_T = torch.arange(num_steps)
+    return (step_T >= start_B[:, None]) & (step_T < start_B[:, None] + width)
+
+
+def _check_range(first_key: str, last_key: str, first: int, last: int, num_steps: int) -> None:
+    if not 0 <= first <= last < num_steps:
+        raise ValueError(
+            f"method.plan.{first_key}={first}, {last_key}={last}: "
+            f"must satisfy 0 <= {first_key} <= {last_key} < schedule.num_steps={num_steps}"
+        )

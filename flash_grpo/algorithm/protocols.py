@@ -1,0 +1,81 @@
+"""What the trainer asks of a video model and of a reward."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from flash_grpo.algorithm.types import Scores
+
+
+class Policy(Protocol):
+    """A velocity field over latents, with its text encoder and its decoder.
+
+    latent_shape: (C, F, H, W). evaluations_per_velocity: transformer forwards per sample, 2 with classifier-free guidance.
+    flops_per_forward: of one transformer forward of one sample. forwards_together: `velocity` needs all ranks, which must
+    call it, and go backward through it, equally often.
+    """
+
+    latent_shape: tuple[int, ...]
+    evaluations_per_velocity: int
+    flops_per_forward: float
+    forwards_together: bool
+
+    def encode(self, texts: Iterable[str]) -> torch.Tensor:
+        """Text condition [B, M, D]."""
+
+    def prefetch(self, texts: Iterable[str]) -> None:
+        """Told of all texts that `encode` will be asked for soon, so that an encoder need not come and go for each."""
+
+    def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C, F, H, W], guidance applied."""
+
+    def base_velocity(
+        self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
+    ) -> torch.Tensor:
+        """The same of the model before any training."""
+
+    def keep_base(self) -> None:
+        """Called before training when `base_velocity` will be asked."""
+
+    def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, F, H, W, 3]."""
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training changes, by name."""
+
+
+class RewardError(RuntimeError):
+    """A reward that cannot be trained on, or cannot be had. The run stops; its last checkpoint stays."""
+
+
+class Reward(Protocol):
+    """Scores B videos, uint8 [B, F, H, W, 3], against B texts; higher is better."""
+
+    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores: ...
+
+
+class Asked(Protocol):
+    """Scores that are on their way."""
+
+    def ready(self) -> bool: ...
+
+    def get(self) -> Scores:
+        """Waits for them. RewardError where there are none to be had."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    scores: Scores
+
+    def ready(self) -> bool:
+        return True
+
+    def get(self) -> Scores:
+        return self.scores
+
+
+def ask(reward: Reward, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Asked:
+    """Has the videos scored: now, or, by a reward with an `ask` of its own, elsewhere while the caller goes on."""
+    return reward.ask(video_BFHWC, text) if hasattr(reward, "ask") else Answered(reward(video_BFHWC, text))

@@ -1,0 +1,34 @@
+"""How much a trained transition counts, by its step: the methods' second half. A weighting is `schedule -> weight_T`."""
+
+import warnings
+
+import torch
+
+from flash_grpo.algorithm.sde import rectification_factor, rectification_terms
+from flash_grpo.algorithm.types import FlowSchedule
+
+
+def uniform(schedule: FlowSchedule) -> torch.Tensor:
+    return torch.ones(len(schedule))
+
+
+def inverse_lambda(schedule: FlowSchedule) -> torch.Tensor:
+    """Temporal gradient rectification (paper): 1/λ."""
+    return 1 / rectification_factor(schedule)
+
+
+def inverse_first_term(schedule: FlowSchedule) -> torch.Tensor:
+    """LongCat-Video's weight: one over λ's first term, s/sqrt(-dt)."""
+    return 1 / rectification_terms(schedule)[0]
+
+
+def rescaled_to_mean_one(weight_N: torch.Tensor, mean: float, varies: bool) -> torch.Tensor:
+    """weight_N / mean, with `mean` over *all* transitions of the optimizer update, of all ranks.
+
+    A mean over less than the update, one step for instance, would make every weight 1 and rectification would silently
+    vanish. Where the update really holds one step only, this warns. `varies`: whether the weighting varies over the schedule.
+    """
+    scaled_N = weight_N / mean
+    if varies and len(scaled_N) and torch.allclose(scaled_N, torch.ones_like(scaled_N), atol=1e-6):
+        warnings.warn("all transitions of this update are at one step: rectification has no effect on it", stacklevel=2)
+    return scaled_N

@@ -1,0 +1,100 @@
+"""Read and write the files of a run directory: run.json and records.jsonl."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flash_grpo.records.schema import RunManifest
+
+MANIFEST, RECORDS = "run.json", "records.jsonl"
+
+
+def as_json(record: Any) -> str:
+    """One line of strict JSON; a non-finite number becomes null, never `NaN`."""
+    return json.dumps(_finite(dataclasses.asdict(record)), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`; a reader, or a crash, sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_manifest(run_dir: Path, manifest: RunManifest) -> None:
+    write_atomically(run_dir / MANIFEST, json.dumps(_finite(dataclasses.asdict(manifest)), indent=1) + "\n")
+
+
+def read_manifest(run_dir: Path) -> RunManifest | None:
+    """The run's manifest, or None where there is none. Keys that this version does not know are left out."""
+    path = Path(run_dir) / MANIFEST
+    if not path.exists():
+        return None
+    known = {item.name for item in dataclasses.fields(RunManifest)}
+    return RunManifest(**{key: value for key, value in json.loads(path.read_text()).items() if key in known})
+
+
+class RecordWriter:
+    """Appends records to `records.jsonl`; on resuming it first cuts the file back to the checkpoint's length."""
+
+    def __init__(self, run_dir: Path, length: int):
+        self.path = Path(run_dir) / RECORDS
+        self.path.touch()
+        if self.length < length:
+            raise RuntimeError(f"{self.path} is shorter than its checkpoint says: records are missing")
+        os.truncate(self.path, length)
+
+    def append(self, record: Any) -> None:
+        """All of it or, on a full disk, nothing: the next one begins on a line of its own."""
+        length = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write(as_json(record) + "\n")
+        except OSError:
+            os.truncate(self.path, length)
+            raise
+
+    @property
+    def length(self) -> int:
+        """Bytes, all of them on disk."""
+        with open(self.path) as file:
+            os.fsync(file.fileno())
+        return self.path.stat().st_size
+
+
+def read_records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The run's records as dictionaries, oldest first; a last line cut short by a crash is skipped."""
+    path = Path(run_dir) / RECORDS
+    if not path.exists():
+        return
+    with open(path) as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def read_newest_first(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """As `read_records`, from the end: for who wants the last ones of a long run."""
+    path = Path(run_dir) / RECORDS
+    for line in reversed(path.read_text().splitlines(keepends=True) if path.exists() else []):
+        if line.endswith("\n"):
+            yield json.loads(line)

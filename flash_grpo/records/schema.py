@@ -1,0 +1,147 @@
+"""What a run writes to disk, and how to read it back. Standard library only: analysis runs on copied files, without torch.
+
+A run directory holds `run.json` (one `RunManifest`), `records.jsonl` (one `IterationRecord` or `EvalRecord` a line, told
+apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented with its formula and unit.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run has spent from its first iteration up to this record, evaluation not counted.
+
+    device_seconds: sum over ranks; wall seconds of rollout + reward + update on accelerators, process CPU seconds on a CPU.
+    server_seconds: those of device_seconds and of evaluation_seconds that reward servers spent, on devices not the run's own.
+    pflop: 1e-15 x (forward_evaluations + 2 x backward_evaluations) x FLOPs of one forward of one sample.
+    forward_evaluations: transformer forwards, counted per sample; classifier-free guidance counts twice.
+    backward_evaluations: transformer backwards, counted per sample.
+    """
+
+    device_seconds: float = 0.0
+    pflop: float = 0.0
+    forward_evaluations: int = 0
+    backward_evaluations: int = 0
+    server_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationRecord:
+    """One rollout + update. Statistics are over all ranks' rollouts (R), groups (G) or trained transitions (N).
+
+    iteration: 1 for the first; optimizer_steps: cumulative.
+    cost: cumulative, this iteration included. evaluation_seconds: cumulative device-seconds of evaluation.
+    seconds: wall seconds of this iteration by phase (rollout, reward, update), rank 0.
+    reward_mean, reward_std: mean and population std of the R training rewards. reward_parts: mean of each part.
+    within_group_std: mean over groups of the population std in the group.
+    groups_without_spread: share of groups whose std is 0 (they train nothing).
+    transitions: N, the transitions that were trained; steps: share of N at each denoising step.
+    weight_min, weight_max: of the weights after rescaling. advantage_abs_mean: mean |A| over N.
+    ratio_mean, ratio_max: of r = exp(logp - logp_old) over N. clip_fraction: share of N with |r - 1| > ratio_clip.
+    ratio_drift: max |r - 1| before the first optimizer step of this iteration: rollout against replay, 0 in exact arithmetic.
+    approx_kl: mean of r - 1 - log r. base_kl: mean KL(policy || base) per latent element (0 where kl_weight is 0).
+    loss: mean over N of the clipped surrogate + kl_weight x base_kl.
+    gradient_norm: l2 norm before clipping, mean over the iteration's optimizer steps. lr: of the last optimizer step.
+    """
+
+    kind: str = "iteration"
+    iteration: int
+    optimizer_steps: int
+    cost: Cost
+    evaluation_seconds: float
+    seconds: dict[str, float]
+    reward_mean: float
+    reward_std: float
+    reward_parts: dict[str, float]
+    within_group_std: float
+    groups_without_spread: float
+    transitions: int
+    steps: list[float]
+    weight_min: float
+    weight_max: float
+    advantage_abs_mean: float
+    ratio_mean: float
+    ratio_max: float
+    ratio_drift: float
+    clip_fraction: float
+    approx_kl: float
+    base_kl: float
+    loss: float
+    gradient_norm: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecord:
+    """One evaluation: deterministic ODE, fixed noise per prompt, EMA weights; the same sampler for every method.
+
+    iteration, optimizer_steps, cost, evaluation_seconds: as in `IterationRecord`, at the time of the evaluation.
+    reward_mean: mean over prompts of prompt_rewards. reward_sem: std of prompt_rewards (ddof 1) / sqrt(n prompts); none of
+    a single prompt.
+    reward_parts: mean of each part. prompt_rewards: mean over the prompt's noises, by prompt text, in evaluation order.
+    n: videos in all.
+    """
+
+    kind: str = "evaluation"
+    iteration: int
+    optimizer_steps: int
+    cost: Cost
+    evaluation_seconds: float
+    reward_mean: float
+    reward_sem: float | None
+    reward_parts: dict[str, float]
+    prompt_rewards: dict[str, float]
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureRecord:
+    """The run ended by an error in `iteration`, for `reason`. It disappears when the run continues from a checkpoint."""
+
+    kind: str = "failure"
+    iteration: int
+    reason: str
+
+
+@dataclass(kw_only=True)
+class RunManifest:
+    """Everything that tells one run from another.
+
+    run_name, study: the directory's two last parts. method: name of the method; seed, model: as configured.
+    config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
+    schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them. prompts_hash: of all texts.
+    git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
+    world_size: number of ranks.
+    status: running, completed or failed; reason: one line when failed, or why it stopped. traceback: of the exception that
+        it failed of, on whichever rank.
+    starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
+      `journal`) done until then, reached (the last iteration that any start before it has recorded), git, Slurm ids, host, pid.
+    bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
+        waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (UTC), seconds
+        elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
+        useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record, at most
+        device_seconds: a run may also have run elsewhere, or on a CPU with several threads.
+        lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also time in which
+        the process had no core.
+    """
+
+    run_name: str
+    study: str
+    method: str
+    model: str
+    seed: int
+    config: dict[str, Any]
+    config_hash: str
+    schedule: dict[str, list[float]]
+    schedule_hash: str
+    git: dict[str, Any] | None
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    world_size: int
+    prompts_hash: str = ""
+    status: str = "running"
+    reason: str = ""
+    traceback: str = ""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    bill: dict[str, Any] | None = None

@@ -1,0 +1,131 @@
+"""Make a run's parts from its configuration: the only file that instantiates what a configuration names."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from flash_grpo.algorithm.batches import Layout, Prompts
+from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.records.identity import AT_ONCE
+from flash_grpo.training.ema import EMA
+from flash_grpo.training.journal import Journal
+from flash_grpo.training.meter import Meter
+from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+COUNTS = (
+    "threads",
+    "rollout.batch",
+    "training.batch",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.max_idle_starts",
+    "evaluation.sampler.noises_per_prompt",
+    "evaluation.sampler.batch",
+)
+
+
+class ConfigError(ValueError):
+    """Bad input: one line, told before any work is done."""
+
+
+def check_counts(cfg: DictConfig) -> None:
+    for key in COUNTS:
+        count = OmegaConf.select(cfg, key)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{key}={count}: must be at least 1")
+    if not isinstance(cfg.evaluation.every, int | float) or not 0 < cfg.evaluation.every <= 1:
+        raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
+
+
+def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
+    """What a run consists of but for its models, each part fitting the others."""
+    schedule = build(cfg.schedule, "schedule")
+    method = build(cfg.method, "method")
+    checked(method.plan.check, len(schedule))
+    checked(method.advantage, torch.zeros(1, 2))
+    prompts = build(cfg.prompts, "prompts")
+    sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
+    return schedule, method, prompts, checked(Layout, **sizes, world_size=world_size)
+
+
+def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
+    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    torch.set_num_threads(cfg.threads)
+    if ranks.is_main and (told := tiny_sizes(cfg)):
+        log.warning(told)
+    schedule, method, prompts, layout = planned(cfg, ranks.world_size)
+    reward = build(cfg.reward, "reward")
+    policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
+    if method.kl_weight:
+        policy.keep_base()
+    return Trainer(
+        policy=policy,
+        reward=reward,
+        prompts=prompts,
+        layout=layout,
+        method=method,
+        schedule=schedule,
+        optimizer=build(cfg.optim.optimizer, "optim.optimizer", params=list(policy.trainable().values())),
+        ema=EMA(policy.trainable(), **cfg.optim.ema),
+        ranks=ranks,
+        meter=Meter(ranks, policy.flops_per_forward),
+        journal=Journal(ranks),
+        seed=cfg.seed,
+        max_gradient_norm=cfg.optim.max_gradient_norm,
+        rollout_batch=cfg.rollout.batch,
+        update_batch=cfg.training.batch,
+    )
+
+
+def tiny_sizes(cfg: DictConfig) -> str:
+    """What of the tiny world's sizes a large model is left with; empty where there is none."""
+    found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
+    found += [f"{key}={size}" for key in AT_ONCE if (size := OmegaConf.select(cfg, key)) > 16]
+    if not found or "architecture" not in cfg.model:
+        return ""
+    return f"model.path={cfg.model.path} with the tiny world's sizes: {', '.join(found)}; recipe=wan21_1p3b has the release's"
+
+
+def device(cfg: DictConfig) -> str:
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no GPU here")
+    if cfg.device == "auto" and "SLURM_GPUS_ON_NODE" in os.environ and not torch.cuda.is_available():
+        raise ConfigError("Slurm gave this job GPUs, and torch finds none here (device=cpu to do without)")
+    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def build(node: DictConfig, key: str, **more: Any) -> Any:
+    """Hydra's instantiate, with the part's own complaint as a `ConfigError`."""
+    try:
+        return instantiate(node, **more)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be given") from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise ConfigError(str(error.__cause__)) from error
+        if isinstance(error.__cause__, TypeError):
+            raise ConfigError(f"{key}: {error.__cause__}") from error
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra's own: no such target
+            why = str(error.__cause__ or error).partition(", set env")[0]
+            raise ConfigError(f"{key}: {' '.join(why.split())}") from error
+        raise
+
+
+def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

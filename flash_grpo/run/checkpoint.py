@@ -1,0 +1,120 @@
+"""Checkpoints: written aside, then renamed, so that a directory whose name begins with a number is complete.
+
+`000120` was saved after iteration 120. `000120+001` was saved inside the iteration after it, for a run that had to leave: it
+holds also what each rank had done of that iteration.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flash_grpo.algorithm.types import LossTerms, PromptBatch, Rollouts, Scores, Trained, Transitions
+from flash_grpo.training.ranks import Ranks
+
+FOLDER, STATE, ASIDE = "checkpoints", "state.pt", ".saving"
+NOUNS = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained]
+
+
+def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
+    """Writes the state, then forgets all but the newest `keep`. A full disk leaves the older ones as they were."""
+    aside = _begin(run_dir)
+    _write(aside, STATE, state)
+    return _finish(run_dir, f"{iteration:06d}", keep)
+
+
+def save_inside(
+    run_dir: Path, iteration: int, state: Callable[[], dict[str, Any]], mine: dict[str, Any], keep: int, ranks: Ranks
+) -> None:
+    """Every rank writes what is its own, and rank 0 the state, and it counts when all have."""
+    if ranks.is_main:
+        _begin(run_dir)
+    ranks.barrier()
+    _write(run_dir / FOLDER / ASIDE, _of_rank(ranks.rank), mine)
+    ranks.barrier()
+    if ranks.is_main:
+        _write(run_dir / FOLDER / ASIDE, STATE, state())
+        earlier = [int(path.name[7:]) for path in complete(run_dir) if path.name.startswith(f"{iteration:06d}+")]
+        _finish(run_dir, f"{iteration:06d}+{max(earlier, default=0) + 1:03d}", keep)
+    ranks.barrier()
+
+
+def _begin(run_dir: Path) -> Path:
+    aside = run_dir / FOLDER / ASIDE
+    if aside.exists():  # left by a process that was killed
+        shutil.rmtree(aside)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def _write(aside: Path, name: str, state: dict[str, Any]) -> None:
+    try:
+        with open(aside / name, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError):  # torch reports a full disk as RuntimeError
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _finish(run_dir: Path, name: str, keep: int) -> Path:
+    aside, final = run_dir / FOLDER / ASIDE, run_dir / FOLDER / name
+    if final.exists():  # saved before its evaluation, now after it
+        os.replace(aside / STATE, final / STATE)
+        aside.rmdir()
+    else:
+        aside.rename(final)
+    kept = {final, *after_iterations(run_dir)[-keep:]}
+    for old in complete(run_dir):
+        if old not in kept:
+            shutil.rmtree(old)
+    return final
+
+
+def complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
+    return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*") if (path / STATE).is_file())
+
+
+def after_iterations(run_dir: Path) -> list[Path]:
+    """Those that were saved between two iterations, oldest first."""
+    return [path for path in complete(run_dir) if path.name.isdigit()]
+
+
+def newest_name(run_dir: Path) -> str | None:
+    """Of the newest complete checkpoint, if there is one."""
+    return next((path.name for path in reversed(complete(run_dir))), None)
+
+
+def newest(run_dir: Path) -> dict[str, Any] | None:
+    """The newest complete checkpoint's state, on the CPU, or None."""
+    name = newest_name(run_dir)
+    return load(run_dir, name) if name else None
+
+
+def of_this_rank(run_dir: Path, name: str, ranks: Ranks) -> dict[str, Any]:
+    """What this rank had done when that checkpoint was saved, which was inside an iteration; on its device."""
+    return _read(run_dir / FOLDER / name / _of_rank(ranks.rank), ranks.device)
+
+
+def load(run_dir: Path, name: str) -> dict[str, Any]:
+    """That checkpoint's state, on the CPU."""
+    return _read(run_dir / FOLDER / name / STATE)
+
+
+def _of_rank(rank: int) -> str:
+    return f"rank{rank:03d}.pt"
+
+
+def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What was on an accelerator comes to `device`."""
+
+    def place(storage: Any, location: str) -> Any:
+        return storage if location == "cpu" or str(device) == "cpu" else storage.to(device=device)
+
+    with torch.serialization.safe_globals(NOUNS):
+        return torch.load(path, map_location=place, weights_only=True)

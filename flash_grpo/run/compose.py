@@ -1,0 +1,50 @@
+"""Compose configurations, and name runs by what tells them apart."""
+
+import hashlib
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from flash_grpo.records.identity import PROMPT_FILES, is_identity
+
+CONF = str(Path(__file__).parents[1] / "conf")
+GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
+LONGEST_NAME = 200  # of a directory; file systems allow 255 bytes
+NOT_IN_NAME = ("sweeps", "slurm", "seed", "method", "ablations", "threads", "device")  # or in it anyway
+
+
+def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
+    """The run's name: its method, whatever else was asked for on the command line, its seed.
+
+    >>> distinguishing_name(["method=full", "schedule.noise=flow", "study=x"], "full", 3)
+    'full-schedule.noise=flow-seed3'
+    """
+    asked = [item.lstrip("+~") for item in overrides]
+    keys = {item: item.split("=")[0] for item in asked}
+    told = sorted(item for item, key in keys.items() if _is_told(key))
+    name = "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
+
+
+def _is_told(key: str) -> bool:
+    if key.split(".")[0] == "hydra" or key in NOT_IN_NAME:
+        return False
+    return is_identity(key) or key in PROMPT_FILES
+
+
+def _resolve_name(*, _root_: DictConfig) -> str:
+    overrides = _root_.hydra.overrides.task if "hydra" in _root_ else HydraConfig.get().overrides.task
+    return distinguishing_name(list(overrides), _root_.method.name, _root_.seed)
+
+
+OmegaConf.register_new_resolver("distinguishing_name", _resolve_name, replace=True)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """Another configuration, asked for from inside a `command`."""
+    from hydra import compose
+
+    return compose("config", overrides=overrides)

@@ -1,0 +1,132 @@
+"""A run's directory, held by one group of processes: its lock, its `run.json`, and what is said there when the run ends."""
+
+import fcntl
+import logging
+import os
+import signal
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from flash_grpo.records.files import MANIFEST, RecordWriter, read_manifest, read_newest_first, write_manifest
+from flash_grpo.records.schema import FailureRecord, RunManifest
+from flash_grpo.run import manifest
+from flash_grpo.training.journal import Leave, RewardErrorElsewhere
+from flash_grpo.training.ranks import Ranks
+
+log = logging.getLogger(__name__)
+LOCK, LOCK_PATIENCE_S = ".lock", 600
+FAILURE = ".failure"  # its creation decides which of several failing ranks is the first
+
+
+class RunDirectory:
+    """Rank 0 writes here. The exception: the first rank to fail says why, for it may take rank 0 along."""
+
+    def __init__(self, path: Path, described: RunManifest, ranks: Ranks, max_idle_starts: int):
+        """Waits for the lock, on all ranks, and only then reads what an earlier start has left.
+
+        ValueError where another process holds it; Leave where Slurm asks to stop meanwhile.
+        """
+        self.path, self.manifest, self.ranks, self.max_idle_starts = path, described, ranks, max_idle_starts
+        self.records: RecordWriter | None = None
+        self.begun = False
+        self._new = not (path / MANIFEST).exists()
+        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(path) if ranks.is_main else None
+        if ranks.is_main:
+            (path / FAILURE).unlink(missing_ok=True)
+        known = ranks.from_main(read_manifest(path) if ranks.is_main else None)
+        if known:
+            described.starts, described.bill = known.starts, known.bill
+
+    def begin(self, iteration: int, pieces: int, records_length: int) -> None:
+        """Notes a start that goes on after `iteration`, see `RunManifest.starts`."""
+        reached = max([self._reached(), *(one.get("reached", 0) for one in self.manifest.starts)])
+        progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
+        self.refuse_endless_restarts(progress)
+        if self.ranks.is_main:
+            self.records = RecordWriter(self.path, records_length)
+            self.manifest.starts.append(manifest.start(progress))
+            self._write("running", "")
+        self.ranks.barrier()  # or another rank could fail before this says that the run runs
+        self.begun = True
+
+    def refuse_endless_restarts(self, progress: dict[str, int] | None = None) -> None:
+        """RuntimeError where too many starts of this Slurm job have come to nothing; progress: as in `endless_restarts`."""
+        if refusal := manifest.endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
+            raise RuntimeError(refusal)
+
+    def finish(self, status: str, reason: str = "") -> None:
+        if self.ranks.is_main:
+            self._write(status, reason)
+
+    def fail(self, error: BaseException) -> None:
+        """What the first rank says that fails stands in run.json: the others have most likely failed of that.
+
+        The checkpoints stay. Rank 0 also writes a record, where it still can.
+        """
+        reason = f"{type(error).__name__}: {error}"
+        if self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere):
+            reason += f" (rank {self.ranks.rank} of {self.ranks.world_size})"
+        with suppress(OSError):  # another was first; or the disk is full, and then the log alone tells
+            if not isinstance(error, RewardErrorElsewhere):
+                open(self.path / FAILURE, "x").close()
+                self._write_failed(reason, error)
+        with suppress(OSError):
+            if self.records:
+                said = read_manifest(self.path).reason
+                self.records.append(FailureRecord(iteration=self._reached() + 1, reason=said or reason))
+
+    def _write_failed(self, reason: str, error: BaseException) -> None:
+        self.manifest = read_manifest(self.path) or self.manifest
+        if not self.begun:
+            reached = self._reached()
+            self.manifest.starts.append(manifest.start({"iteration": reached, "pieces": 0, "reached": reached}))
+        self._write("failed", reason, "".join(traceback.format_exception(error)))
+
+    def leave_as_found(self) -> None:
+        """Where nothing has begun: directories that were not there are gone again."""
+        if self.ranks.is_main and self._new:
+            (self.path / LOCK).unlink()
+            with suppress(OSError):
+                for folder in self._made:
+                    folder.rmdir()
+
+    def _write(self, status: str, reason: str, trace: str = "") -> None:
+        self.manifest.status, self.manifest.reason, self.manifest.traceback = status, reason, trace
+        write_manifest(self.path, self.manifest)
+
+    def _reached(self) -> int:
+        """The last iteration that the start before this one has recorded, saved or not."""
+        return next((one["iteration"] for one in read_newest_first(self.path) if one["kind"] != "failure"), 0)
+
+
+def lock(directory: Path) -> TextIO:
+    """Held by this process while the file is open: two of them would write each other's checkpoints.
+
+    Under Slurm an earlier start of the same job may still be ending, or live on where a node lost its connection: it is
+    waited for.
+    """
+    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
+    patience = LOCK_PATIENCE_S if "SLURM_JOB_ID" in os.environ else 0
+    until = time.monotonic() + patience
+    while not _locked(file):
+        if time.monotonic() >= until:
+            raise ValueError(f"{directory}: another process is at work on this run; wait for it, or stop it")
+        if signal.sigpending() & {signal.SIGTERM, signal.SIGUSR2}:
+            raise Leave
+        time.sleep(1)
+    return file
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:  # a file system without locks
+        log.warning("%s: %s; nothing keeps a second process from writing this run", file.name, error.strerror)
+    return True

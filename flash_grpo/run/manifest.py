@@ -1,0 +1,153 @@
+"""What a run says of itself before it starts, and whether a directory holds the same run."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flash_grpo.algorithm.batches import Prompts
+from flash_grpo.algorithm.schedule import fingerprint
+from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.records import submissions
+from flash_grpo.records.identity import is_identity
+from flash_grpo.records.schema import RunManifest
+from flash_grpo.training.ranks import Ranks
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
+SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+
+
+def describe(
+    config: dict[str, Any], run_name: str, schedule: FlowSchedule, prompts: Prompts, ranks: Ranks
+) -> RunManifest:
+    """The manifest of a run of the resolved `config`, not yet started."""
+    return RunManifest(
+        run_name=run_name,
+        study=config["study"],
+        method=config["method"]["name"],
+        model=config["model"]["path"],
+        seed=config["seed"],
+        config=config,
+        config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
+        schedule={name: value.tolist() for name, value in vars(schedule).items()},
+        schedule_hash=fingerprint(schedule),
+        prompts_hash=hash_of(prompts),
+        git=git_state(),
+        packages={name: metadata.version(name) for name in PACKAGES},
+        hardware=hardware(ranks),
+        world_size=ranks.world_size,
+    )
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
+    saved, how much is computed at once, where its reward servers are and where its prompts lie.
+    """
+    return {key: value for key, value in flat(config).items() if is_identity(key)}
+
+
+def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """ValueError naming the keys in which the directory's run differs from the wanted one."""
+    old, new = identity(known), identity(wanted)
+    differing = [
+        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    if differing:
+        raise ValueError(
+            f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
+            "choose another study or run_name, or delete it"
+        )
+
+
+def refuse_other_prompts(directory: Path, known: str, prompts: Prompts) -> None:
+    """ValueError where a run began with other texts; known: its `prompts_hash`, empty in runs of earlier versions."""
+    if known and known != hash_of(prompts):
+        raise ValueError(
+            f"{directory} holds a run with other texts than prompts.train and prompts.test give now: choose another study or "
+            "run_name, or put the files back"
+        )
+
+
+def hash_of(prompts: Prompts) -> str:
+    return hashlib.sha256(json.dumps([prompts.train, prompts.test]).encode()).hexdigest()
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value for name, item in node.items() for key, value in flat(item, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that the code came from and whether the tree differed from it; a snapshot of the code carries both."""
+    noted = Path(__file__).parents[2] / "git.json"
+    if noted.is_file():
+        return json.loads(noted.read_text())
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+
+    if not shutil.which("git") or git("rev-parse", "HEAD").returncode:
+        return None
+    return {
+        "commit": git("rev-parse", "HEAD").stdout.strip(),
+        "dirty": bool(git("status", "--porcelain").stdout.strip()),
+    }
+
+
+def hardware(ranks: Ranks) -> dict[str, Any]:
+    gpu = ranks.device.type == "cuda"
+    name = torch.cuda.get_device_name(ranks.device) if gpu else platform.processor() or platform.machine()
+    return {
+        "device_type": ranks.device.type,
+        "device": name,
+        "devices": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def start(progress: dict[str, int]) -> dict[str, Any]:
+    """One entry of `RunManifest.starts`."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **progress,
+        "git": git_state(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "slurm": {key: os.environ[key] for key in SLURM_IDS if key in os.environ},
+    }
+
+
+def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | None, limit: int) -> str:
+    """Why a job stops that Slurm has restarted `limit` times since one of its starts got further; empty if it has not.
+
+    progress: with what this start begins, see `RunManifest.starts`; None before that is known: then only the starts count
+    that did not get as far as to say. A requeued job keeps its id, so a person's own restarts do not count.
+    """
+    if (job := os.environ.get("SLURM_JOB_ID")) is None:
+        return ""
+    said = [one for one in starts if one["slurm"].get("SLURM_JOB_ID") == job]
+    got_further = [submissions.restart_of(one) for one in said if progress is None or _is_further(progress, one)]
+    idle = int(os.environ.get("SLURM_RESTART_COUNT", 0)) - 1 - max(got_further, default=-1)
+    if idle < limit:
+        return ""
+    if progress is None:
+        return f"started {idle} times without loading its checkpoint and model: giving up"
+    return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
+
+
+def _is_further(progress: dict[str, int], start: dict[str, Any]) -> bool:
+    return any(progress[key] > start.get(key, 0) for key in ("pieces", "reached"))

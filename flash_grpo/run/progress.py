@@ -1,0 +1,37 @@
+"""How far a run has come: its budget, and the progress bar."""
+
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from flash_grpo.records.schema import Cost, IterationRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The run stops at the first that is reached; None is no bound. See `records.Cost` for what is counted."""
+
+    iterations: int | None
+    device_hours: float | None
+    pflop: float | None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
+        for name, value in given.items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"budget.{name}={value}: must be a positive number")
+
+    def spent(self, iteration: int, cost: Cost) -> float:
+        """The share of the budget that is used up; the run ends at 1."""
+        used = (iteration, cost.device_seconds / 3600, cost.pflop)
+        bounds = (self.iterations, self.device_hours, self.pflop)
+        return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)
+
+
+def _advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
+    if not bar.disable:
+        seconds = record.cost.device_seconds
+        bar.postfix[0] = f"iteration {record.iteration}, reward {record.reward_mean:.3f}, {seconds:.1f} device-s"
+        bar.update(min(100.0, 100 * spent) - bar.n)

@@ -1,0 +1,55 @@
+"""Read a run that has been: its model, its checkpoints, its result."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from flash_grpo.algorithm.protocols import Policy
+from flash_grpo.records.files import read_manifest, read_records
+from flash_grpo.records.schema import RunManifest
+from flash_grpo.run import checkpoint
+from flash_grpo.run.build import build
+
+
+def policy_of(config: dict[str, Any], device: str) -> Policy:
+    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training; without
+    what only the run's own device may have."""
+    cfg = OmegaConf.create(config)
+    for key, plain in (("attention", None), ("compile", False)):
+        if key in cfg.model:
+            cfg.model[key] = plain
+    return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
+
+
+def summary(directory: Path) -> str:
+    """What a person wants to know when the run is over."""
+    evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
+    first, last = evaluations[0], evaluations[-1]
+    gains = [last["prompt_rewards"][text] - value for text, value in first["prompt_rewards"].items()]
+    gain, spread = torch.tensor(gains).mean(), torch.tensor(gains).std() / len(gains) ** 0.5
+    cost = last["cost"]
+    return (
+        f"evaluation reward {first['reward_mean']:.3f} -> {last['reward_mean']:.3f} "
+        f"({gain:+.3f} ± {1.96 * spread:.3f}, 95 %, paired over {len(gains)} prompts)\n"
+        f"cost              {cost['device_seconds']:.1f} device-seconds, {cost['pflop']:.4f} PFLOP, "
+        f"{last['iteration']} iterations\n"
+        f"records           {directory / 'records.jsonl'}\nsamples           {directory / 'samples'}"
+    )
+
+
+def known_run(run_dir: Path) -> RunManifest:
+    manifest = read_manifest(run_dir)
+    if manifest is None:
+        raise ValueError(f"{run_dir}: no run.json there; expected a run's directory")
+    return manifest
+
+
+def saved_state(run_dir: Path, iteration: int | None) -> dict:
+    """A checkpoint, the newest where `iteration` is None."""
+    there = [int(path.name) for path in checkpoint.after_iterations(run_dir)]
+    if not there or (iteration is not None and iteration not in there):
+        told = f"the iterations there are {there}" if there else "there is none"
+        raise ValueError(f"{run_dir}: no checkpoint{f' of iteration {iteration}' if there else ''}; {told}")
+    return checkpoint.load(run_dir, f"{there[-1] if iteration is None else iteration:06d}")
