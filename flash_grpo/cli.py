@@ -37,8 +37,9 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
 def train(cfg: DictConfig) -> None:
     from flash_grpo.algorithm.denoise import DivergedError
+    from flash_grpo.algorithm.protocols import RewardError
     from flash_grpo.run import loop, stop, stored
-    from flash_grpo.training.trainer import DriftError, RewardError
+    from flash_grpo.training.update import DriftError
 
     try:
         directory = loop.run(cfg, cfg.run_name)

@@ -66,7 +66,7 @@ def made(method: str, sde: str, runs_root: Path) -> dict[str, Any]:
     weights = {name: value.detach() for name, value in loaded.trainer.policy.trainable().items()}
     return {
         "overrides": [*COMMON, *METHODS[method], f"schedule.noise={sde}"],
-        "records": [_without_times(record) for record in read_records(loaded.directory)],
+        "records": [_without_times(record) for record in read_records(loaded.path)],
         "sha256": hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest(),
         "weights": {name: _digest(name, value) for name, value in weights.items()},
     }

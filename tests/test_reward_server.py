@@ -21,7 +21,7 @@ from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
 from flash_grpo.run import checkpoint, loop, stop
 from flash_grpo.serve import application, required_token
 from flash_grpo.tiny_world.reward import ShapesReward
-from flash_grpo.training.trainer import Trainer
+from flash_grpo.training.rollouts import RolloutMaker
 
 VIDEO = torch.arange(3 * 2 * 4 * 4 * 3).reshape(3, 2, 4, 4, 3).to(torch.uint8)
 TEXTS = ("a", "zwei ü", "c")
@@ -245,7 +245,7 @@ def _restart(server):
 def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_made_again(
     serving, train, tmp_path, monkeypatch
 ):
-    calls, servers, made, make = [], [], [], Trainer.rollout_at_once
+    calls, servers, made, make = [], [], [], RolloutMaker.make
 
     def dies_for_good(video, text):
         calls.append(len(text))
@@ -254,11 +254,11 @@ def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_
             time.sleep(0.3)
         return ShapesReward()(video, text)
 
-    def noted(self, batch):
+    def noted(self, batch, *more):
         made.append((batch.iteration, tuple(batch.sibling_B.tolist()), tuple(batch.prompt_B.tolist())))
-        return make(self, batch)
+        return make(self, batch, *more)
 
-    monkeypatch.setattr(Trainer, "rollout_at_once", noted)
+    monkeypatch.setattr(RolloutMaker, "make", noted)
     servers.append(serving(dies_for_good))
     asked = _reward_of(servers[0].url, 2)
     with pytest.raises(RewardError, match="no answer"):
@@ -275,12 +275,13 @@ def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_
 
 
 def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monkeypatch):
-    whole = train("run_name=whole", "rollout.batch=2")
-    rollouts, scorings, make = [], [], Trainer.rollout_at_once
+    small_groups = ("rollout.batch=2", "rollout.layout.num_prompts=4", "rollout.layout.group_size=2")
+    whole = train("run_name=whole", *small_groups)
+    rollouts, scorings, make = [], [], RolloutMaker.make
 
-    def noted(self, batch):
+    def noted(self, batch, *more):
         rollouts.append(time.monotonic())
-        return make(self, batch)
+        return make(self, batch, *more)
 
     def slow(video, text):
         start = time.monotonic()
@@ -288,8 +289,8 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
         scorings.append((start, time.monotonic()))
         return ShapesReward()(video, text)
 
-    monkeypatch.setattr(Trainer, "rollout_at_once", noted)
-    served = train("run_name=served", "rollout.batch=2", *_reward_of(serving(slow).url, 30), "budget.iterations=2")
+    monkeypatch.setattr(RolloutMaker, "make", noted)
+    served = train("run_name=served", *small_groups, *_reward_of(serving(slow).url, 30), "budget.iterations=2")
     meanwhile = [moment for moment in rollouts if any(start < moment < end for start, end in scorings)]
     told = [
         [one["reward_mean"] for one in read_records(directory) if one["kind"] == "iteration"]

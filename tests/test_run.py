@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.records import identity
@@ -28,8 +29,9 @@ from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, sto
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.tiny_world.reward import ShapesReward
 from flash_grpo.training.evaluation import Evaluation
-from flash_grpo.training.journal import Journal, Leave
-from flash_grpo.training.trainer import RewardError, Trainer
+from flash_grpo.training.journal import Journal
+from flash_grpo.training.rollouts import RolloutMaker
+from flash_grpo.training.trainer import Trainer
 
 LONG = (
     "schedule.num_steps=5",
@@ -125,7 +127,7 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     """Rollouts, gradients and evaluations of micro-batches: each is done once, in a start of its own."""
     asked = (*chosen, "budget.iterations=2")
     whole = _start(config, tmp_path / "whole", *asked)
-    monkeypatch.setattr(Journal, "leave_if_asked", lambda self: _leave_after_one_piece(self))
+    monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self))
     directory, names = tmp_path / "pieces/default/small", []
     for _ in range(200):
         with suppress(stop.Interrupted):
@@ -138,47 +140,58 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     assert not list((directory / "checkpoints").glob("*+*"))
 
 
-@pytest.mark.parametrize("where", ["rollout", "evaluation"])
-def test_a_run_asked_to_stop_in_the_middle_of_a_video_gives_it_up_and_continues_bit_identically(
-    config, tmp_path, monkeypatch, uninterrupted, where
-):
-    velocity, steps = WanPolicy.velocity, []
-    first = {"evaluation": 1, "rollout": 4}[where]  # of 2 steps in the first evaluation and 5 in the first rollout
+@pytest.mark.parametrize("batch", [64, 3])
+@pytest.mark.parametrize("where", ["evaluation", "rollout", "update"])
+def test_a_run_leaves_within_one_velocity_and_does_no_completed_step_again(config, tmp_path, monkeypatch, where, batch):
+    """batch: of videos in one call; with 3, a group of 4 takes two calls a step."""
+    velocity, calls = WanPolicy.velocity, []
+    asked = (f"rollout.batch={batch}", f"training.batch={batch}", "budget.iterations=2", "evaluation.sampler.batch=16")
 
-    def hooked(self, *args):
-        steps.append(where)
-        if len(steps) == first:
+    def counted(self, *args):
+        calls.append(len(args[0]))
+        return velocity(self, *args)
+
+    monkeypatch.setattr(WanPolicy, "velocity", counted)
+    whole, number = _start(config, tmp_path / "whole", *asked), len(calls)
+    an_evaluation = 2 * (2 + 1)  # of 32 prompts, 16 at once: two steps, and once more beside the base
+    a_rollout = 5 * {64: 1, 3: 4}[batch]
+    stop_at = {"evaluation": 4, "rollout": an_evaluation + 3, "update": an_evaluation + a_rollout + 1}[where]
+
+    def stopping(self, *args):
+        calls.append(len(args[0]))
+        if len(calls) == stop_at:
             signal.raise_signal(signal.SIGTERM)
         return velocity(self, *args)
 
-    monkeypatch.setattr(WanPolicy, "velocity", hooked)
+    calls.clear()
+    monkeypatch.setattr(WanPolicy, "velocity", stopping)
     directory = tmp_path / "default/small"
     with pytest.raises(stop.Interrupted):
-        _start(config, tmp_path)
-    assert len(steps) == first
-    assert not list((directory / "checkpoints").glob("*+*"))  # nothing of it was done
-    _start(config, tmp_path)
-    _assert_identical(directory, uninterrupted)
+        _start(config, tmp_path, *asked)
+    assert len(calls) == stop_at
+    assert len(list((directory / "checkpoints").glob("*+*"))) == 1
+    _start(config, tmp_path, *asked)
+    _assert_identical(directory, whole)
+    assert number <= len(calls) <= number + (batch == 3)  # at most the half step that was under way
 
 
-def _leave_after_one_piece(journal: Journal) -> None:
+def _has_done_a_piece(journal: Journal) -> bool:
     first = vars(journal).setdefault("first", journal.pieces)
-    if journal.pieces > first:
-        raise Leave
+    return journal.pieces > first
 
 
 def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config, tmp_path, monkeypatch):
-    rollout, made = Trainer.rollout_at_once, []
+    make, made = RolloutMaker.make, []
 
-    def asked_to_stop_at_the_third(self, batch):
-        made.append(rollout(self, batch))
+    def asked_to_stop_at_the_third(self, *work):
+        made.append(make(self, *work))
         if len(made) == 3:
             signal.raise_signal(signal.SIGTERM)
         return made[-1]
 
-    monkeypatch.setattr(Trainer, "rollout_at_once", asked_to_stop_at_the_third)
+    monkeypatch.setattr(RolloutMaker, "make", asked_to_stop_at_the_third)
     with pytest.raises(stop.Interrupted, match="in the middle"):
-        _start(config, tmp_path, "rollout.batch=2")
+        _start(config, tmp_path, "rollout.batch=2", "rollout.layout.num_prompts=4", "rollout.layout.group_size=2")
     saved = checkpoint.complete(tmp_path / "default/small")[-1] / "rank000.pt"
     with torch.serialization.safe_globals(checkpoint.NOUNS):
         done = torch.load(saved)["done"]
@@ -202,9 +215,9 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
 @pytest.mark.parametrize(
     ("moment", "key", "told"),
     [
-        ((Trainer, "rollout_at_once"), "rollout.batch", "rollout.batch=64 training.batch=64"),
-        ((Trainer, "rollout_at_once"), "training.batch", "rollout.batch=64 training.batch=64"),
-        ((Evaluation, "_scored"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
+        ((RolloutMaker, "make"), "rollout.batch", "rollout.batch=64 training.batch=64"),
+        ((RolloutMaker, "make"), "training.batch", "rollout.batch=64 training.batch=64"),
+        ((Evaluation, "_part"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
     ],
 )
 def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flash_grpo.algorithm.denoise import DivergedError, denoise, initial_noise, no_noise, sde_noise
+from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.denoise import DivergedError, denoise
+from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.algorithm.sde import ode_step
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.algorithm.weighting import inverse_lambda
@@ -32,16 +34,11 @@ ALL_METHODS = [
 ]
 
 
-def _batch(trainer, iteration=1):
-    texts = trainer.prompts.drawn(iteration, trainer.layout.num_prompts, trainer.seed)
-    return trainer.layout.batch(iteration, texts, rank=0)
-
-
 def _rollout_by_mask(trainer, mask_BT):
-    batch = _batch(trainer)
-    noise = initial_noise(batch, trainer.policy.latent_shape, seed=0, mode="independent")
-    draw = sde_noise(batch, trainer.policy.latent_shape, seed=0) if mask_BT.any() else no_noise
-    return denoise(trainer.policy, trainer.policy.encode(batch.text), noise, trainer.schedule, mask_BT, draw)
+    batch = trainer.batch(1)
+    keys = noise_keys(batch, 0, "independent")
+    made = denoise(trainer.policy, trainer.policy.encode(batch.text), keys, trainer.schedule, mask_BT)
+    return made.latent_BCFHW, made.transitions
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,7 @@ def test_every_ratio_is_1_before_the_first_optimizer_step(two_iterations):
 def test_a_method_trains_its_mask_and_no_other_step(two_iterations):
     small, records = two_iterations
     for record in records:
-        mask_BT = small.method.plan(_batch(small, record.iteration), len(small.schedule), small.seed)
+        mask_BT = small.method.plan(small.batch(record.iteration), len(small.schedule), small.seed)
         assert record.transitions == mask_BT.sum()
         assert record.steps == pytest.approx((mask_BT.sum(0) / mask_BT.sum()).tolist())
 
@@ -81,14 +78,14 @@ def test_weights_are_proportional_to_1_over_lambda_with_mean_1_over_each_optimiz
     small = trainer(
         "ablations=no_iso_temporal", f"training.optimizer_steps={optimizer_steps}", "rollout.layout.num_prompts=4"
     )
-    rollouts = small.rollout(_batch(small))
+    rollouts = small.rollouts.all(small.batch(1))
     trained = small.update(rollouts, torch.ones(4, 4))
     weight_ON, step_ON = (part.reshape(optimizer_steps, -1) for part in (trained.weight_N, trained.step_N))
     ratio_ON = weight_ON / inverse_lambda(small.schedule)[step_ON]
     torch.testing.assert_close(weight_ON.mean(1), torch.ones(optimizer_steps))
     torch.testing.assert_close(ratio_ON, ratio_ON[:, :1].expand_as(ratio_ON))
     assert weight_ON.std() > 0.05
-    assert small.optimizer_steps == optimizer_steps
+    assert small.updater.optimizer_steps == optimizer_steps
 
 
 def test_rectification_warns_when_all_steps_are_equal_and_it_has_no_effect(trainer):
@@ -127,7 +124,7 @@ def test_a_one_step_rollout_is_the_ode_bitwise_before_and_after_its_stochastic_s
     mask_BT = torch.zeros(8, 11, dtype=torch.bool)
     mask_BT[:, step] = True
     last, taken = _rollout_by_mask(small, mask_BT)
-    batch = _batch(small)
+    batch = small.batch(1)
     condition = small.policy.encode(batch.text)
 
     def ode(x, steps):
@@ -136,8 +133,9 @@ def test_a_one_step_rollout_is_the_ode_bitwise_before_and_after_its_stochastic_s
             x = ode_step(x, v, small.schedule.dt_T[index])
         return x
 
-    noise = initial_noise(batch, small.policy.latent_shape, seed=0, mode="independent")
-    assert torch.equal(taken.x_NCFHW, ode(noise, range(step)))
+    keys = noise_keys(batch, 0, "independent").initial_B
+    noise = torch.stack([keyed.normal(small.policy.latent_shape, *key) for key in keys])
+    assert torch.equal(taken.x_SCFHW, ode(noise, range(step)))
     assert torch.equal(last, ode(taken.x_next_NCFHW, range(step + 1, 11)))
 
 
@@ -165,7 +163,7 @@ def test_the_average_follows_the_trained_weights_with_the_release_decay(trainer,
         if step % every == 0:
             keep = min((1 + step) / (10 + step), 0.3)
             expected = keep * expected + (1 - keep) * parameter.detach()
-        torch.testing.assert_close(small.ema.shadow[name], expected)
+        torch.testing.assert_close(small.updater.ema.shadow[name], expected)
     assert not torch.allclose(expected, parameter)
 
 
@@ -174,8 +172,8 @@ def test_the_average_is_in_the_model_only_while_it_is_applied(trainer):
     small.iterate(1)
     parameters = small.policy.trainable()
     trained = {name: value.detach().clone() for name, value in parameters.items()}
-    with small.ema.applied():
-        assert all(torch.equal(value, small.ema.shadow[name]) for name, value in parameters.items())
+    with small.updater.ema.applied():
+        assert all(torch.equal(value, small.updater.ema.shadow[name]) for name, value in parameters.items())
         assert any((value != trained[name]).any() for name, value in parameters.items())
     assert all(torch.equal(value, trained[name]) for name, value in parameters.items())
 
@@ -236,11 +234,11 @@ def test_other_seeds_have_other_rewards_from_the_first_iteration_on(trainer):
 def test_seed_and_iteration_choose_prompts_steps_and_noise(trainer):
     def chosen(seed, iteration):
         small, made = trainer("ablations=no_iso_temporal", f"seed={seed}"), []
-        rollout = small.rollout_at_once
-        small.rollout_at_once = lambda batch: made.append(rollout(batch)) or made[-1]
+        make = small.rollouts.make
+        small.rollouts.make = lambda *work: made.append(make(*work)) or made[-1]
         small.iterate(iteration)
         taken = made[0].transitions
-        return made[0].batch.text, tuple(taken.step_N.tolist()), float(taken.x_NCFHW[0].flatten()[0])
+        return made[0].batch.text, tuple(taken.step_N.tolist()), float(taken.x_SCFHW[0].flatten()[0])
 
     for values in zip(chosen(0, 1), chosen(0, 2), chosen(1, 1), strict=True):
         assert len(set(values)) == 3
@@ -249,8 +247,7 @@ def test_seed_and_iteration_choose_prompts_steps_and_noise(trainer):
 def test_siblings_start_alike_only_where_the_method_shares_their_noise(trainer):
     def starts(choice):
         small = trainer(choice)
-        noise = initial_noise(_batch(small), small.policy.latent_shape, small.seed, small.method.initial_noise)
-        return noise.flatten(1).unique(dim=0)
+        return set(noise_keys(small.batch(1), small.seed, small.method.initial_noise).initial_B)
 
     assert len(starts("ablations=none")) == 8
     assert len(starts("ablations=shared_noise")) == 2

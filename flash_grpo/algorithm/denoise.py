@@ -1,113 +1,214 @@
-"""Denoising that obeys a mask: stochastic where it says so, deterministic elsewhere."""
+"""Denoise by a mask: stochastic where it says so, deterministic elsewhere; and replay what was stochastic.
 
-import itertools
+The step taken (`_branched`) and the step replayed (`replayed`) stand side by side: before any update they give the same
+log-probability, so the ratio is 1. That identity is what makes the policy gradient valid.
+"""
+
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.noise import Key, NoiseKeys
 from flash_grpo.algorithm.protocols import Policy
-from flash_grpo.algorithm.sde import log_prob, ode_step, sde_mean, sde_noise_std
-from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Transitions
+from flash_grpo.algorithm.sde import log_prob, sde_mean, sde_noise_std
+from flash_grpo.algorithm.solvers import History, euler
+from flash_grpo.algorithm.types import FlowSchedule, Transitions
 
-SdeNoise = Callable[[int, torch.Tensor], torch.Tensor]
+Solver = Callable[[torch.Tensor, torch.Tensor, History | None, FlowSchedule, int], torch.Tensor]
 
 
 class DivergedError(RuntimeError):
     """The policy makes no videos any more. Its decoder would hide it: what is not a number becomes a black pixel."""
 
 
-def initial_noise(batch: PromptBatch, shape: tuple[int, ...], seed: int, mode: str) -> torch.Tensor:
-    """x_T [B, C, F, H, W]: mode "independent" draws one per rollout, "shared" one per prompt."""
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """B rollouts in the middle of their denoising, as S <= B distinct states."""
 
-    def key(prompt: int, sibling: int) -> tuple[int | str, ...]:
-        own = (seed, "initial", batch.iteration, prompt)
-        return own if mode == "shared" else (*own, sibling)
+    step: int
+    """The next step, 0..T; at T the states are the latents."""
 
-    pairs = zip(batch.prompt_B.tolist(), batch.sibling_B.tolist(), strict=True)
-    return torch.stack([keyed.normal(shape, *key(*pair)) for pair in pairs])
+    x_SCFHW: torch.Tensor
+    state_B: torch.Tensor
+    """The state of each rollout."""
+
+    history: History | None
+    kept: tuple[Transitions, ...]
+    """The stochastic steps so far, by step."""
+
+    velocities: int
+    """Velocities computed so far, one for each distinct state and step."""
 
 
-def sde_noise(batch: PromptBatch, shape: tuple[int, ...], seed: int) -> SdeNoise:
-    """`noise(step, rows)`: each rollout's own noise of that step, [len(rows), C, F, H, W]."""
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """What denoising gives: the latents, the stochastic transitions by step and then by row, the velocities computed."""
 
-    def noise(step: int, rows: torch.Tensor) -> torch.Tensor:
-        pairs = zip(batch.prompt_B[rows].tolist(), batch.sibling_B[rows].tolist(), strict=True)
-        return torch.stack([keyed.normal(shape, seed, "sde", batch.iteration, *pair, step) for pair in pairs])
-
-    return noise
+    latent_BCFHW: torch.Tensor
+    transitions: Transitions
+    velocities: int
 
 
 @torch.no_grad()
 def denoise(
     policy: Policy,
     condition_BMD: torch.Tensor,
-    noise_BCFHW: torch.Tensor,
+    keys: NoiseKeys,
     schedule: FlowSchedule,
     sde_mask_BT: torch.Tensor,
-    sde_noise: SdeNoise,
-    before_each_step: Callable[[], None] = lambda: None,
-) -> tuple[torch.Tensor, Transitions]:
-    """From noise to latents, and the transitions that the mask made stochastic, ordered by step, then by row.
+    *,
+    solve: Solver = euler,
+    at_once: int | None = None,
+    before_velocity: Callable[[], None] = lambda: None,
+    after_step: Callable[[Denoising], None] = lambda denoising: None,
+    resumed: Denoising | None = None,
+) -> Denoised:
+    """Go from noise to latents. Rollouts whose keys so far are equal are one state, which is computed once.
 
-    before_each_step: may raise to give the whole thing up. DivergedError where the latents are not finite.
+    sde_mask_BT: which steps are stochastic. at_once: states in one call of the policy; None is all. before_velocity: may
+    raise to give up. after_step: is given the state of things, from which `resumed` goes on. DivergedError where the latents
+    are not finite.
     """
-    x, kept = noise_BCFHW, []
-    for step, timestep in enumerate(schedule.timestep_T):
-        before_each_step()
-        v = policy.velocity(x, timestep.expand(len(x)), condition_BMD)
-        x_next = ode_step(x, v, schedule.dt_T[step])
-        rows = sde_mask_BT[:, step].nonzero().flatten()
-        if len(rows):
-            taken = _stochastic(x[rows], v[rows], schedule, step, rows, sde_noise(step, rows).to(x))
-            x_next[rows] = taken.x_next_NCFHW
-            kept.append(taken)
-        x = x_next
-    if not x.isfinite().all():
+    now = resumed or _begun(policy, condition_BMD, keys)
+    for step in range(now.step, len(schedule)):
+        first_S = _first_rows(now.state_B)
+        v = _velocities(
+            policy, now.x_SCFHW, condition_BMD[first_S], schedule.timestep_T[step], at_once, before_velocity
+        )
+        now = _stepped(now, v, keys, schedule, sde_mask_BT[:, step], solve)
+        after_step(now)
+    if not now.x_SCFHW.isfinite().all():
         raise DivergedError("the policy has diverged: latents are not finite; lower optim.optimizer.lr")
-    return x, joined(kept, x)
+    return Denoised(
+        latent_BCFHW=now.x_SCFHW[now.state_B],
+        transitions=joined(now.kept, now.x_SCFHW),
+        velocities=now.velocities,
+    )
 
 
-def _stochastic(
-    x: torch.Tensor, v: torch.Tensor, schedule: FlowSchedule, step: int, rows: torch.Tensor, noise: torch.Tensor
-) -> Transitions:
-    sigma, std, dt = schedule.sigma_S[step], schedule.std_T[step], schedule.dt_T[step]
-    mean = sde_mean(x, v, sigma, std, dt)
-    x_next = mean + sde_noise_std(std, dt) * noise
-    return Transitions(
+def _begun(policy: Policy, condition_BMD: torch.Tensor, keys: NoiseKeys) -> Denoising:
+    """Draw each distinct x_T."""
+    state_of = _numbered(keys.initial_B)
+    x = torch.stack([keyed.normal(policy.latent_shape, *key) for key in state_of]).to(condition_BMD.device)
+    state_B = torch.tensor([state_of[key] for key in keys.initial_B])
+    return Denoising(step=0, x_SCFHW=x, state_B=state_B, history=None, kept=(), velocities=0)
+
+
+def _velocities(
+    policy: Policy,
+    x_SCFHW: torch.Tensor,
+    condition_SMD: torch.Tensor,
+    timestep: torch.Tensor,
+    at_once: int | None,
+    before_velocity: Callable[[], None],
+) -> torch.Tensor:
+    found = []
+    for rows in torch.arange(len(x_SCFHW)).split(at_once or len(x_SCFHW)):
+        before_velocity()
+        found.append(policy.velocity(x_SCFHW[rows], timestep.expand(len(rows)), condition_SMD[rows]))
+    return torch.cat(found)
+
+
+def _stepped(
+    now: Denoising, v: torch.Tensor, keys: NoiseKeys, schedule: FlowSchedule, sde_mask_B: torch.Tensor, solve: Solver
+) -> Denoising:
+    """Take one step of all states; a rollout whose step is stochastic goes on in a state of its own."""
+    x_next = solve(now.x_SCFHW, v, now.history, schedule, now.step)
+    history = History(v_SCFHW=v, known_S=torch.ones(len(v), dtype=torch.bool))
+    after = replace(now, step=now.step + 1, x_SCFHW=x_next, history=history, velocities=now.velocities + len(v))
+    return _branched(now, after, v, keys, schedule, sde_mask_B) if sde_mask_B.any() else after
+
+
+def _branched(
+    now: Denoising,
+    after: Denoising,
+    v: torch.Tensor,
+    keys: NoiseKeys,
+    schedule: FlowSchedule,
+    sde_mask_B: torch.Tensor,
+) -> Denoising:
+    """Take the SDE step of the rollouts that the mask names, and find the states that are distinct behind it."""
+    rows = sde_mask_B.nonzero().flatten()
+    noise = [keyed.normal(tuple(v.shape[1:]), *keys.sde_B[row], now.step) for row in rows.tolist()]
+    used_U, state_N = now.state_B[rows].unique(return_inverse=True)
+    x_U = now.x_SCFHW[used_U]
+    mean_N = sde_step_mean(x_U, v[used_U], schedule, torch.tensor(now.step))[state_N]
+    std, dt = schedule.std_T[now.step], schedule.dt_T[now.step]
+    x_next_N = mean_N + sde_noise_std(std, dt) * torch.stack(noise).to(mean_N)
+    taken = Transitions(
         rollout_N=rows,
-        step_N=torch.full_like(rows, step),
-        x_NCFHW=x,
-        x_next_NCFHW=x_next,
-        logp_old_N=log_prob(x_next, mean, std, dt),
+        step_N=torch.full_like(rows, now.step),
+        state_N=state_N,
+        x_SCFHW=x_U,
+        x_next_NCFHW=x_next_N,
+        logp_old_N=log_prob(x_next_N, mean_N, std, dt),
+    )
+    drawn = {row: keys.sde_B[row] for row in rows.tolist()}
+    behind_B: list[Key] = [(state, *drawn.get(row, ())) for row, state in enumerate(now.state_B.tolist())]
+    state_of = _numbered(behind_B)
+    state_B = torch.tensor([state_of[key] for key in behind_B])
+    first_S = _first_rows(state_B)
+    parent_S, stochastic_S = now.state_B[first_S], sde_mask_B[first_S]
+    x_S = after.x_SCFHW[parent_S]
+    position_B = torch.zeros(len(state_B), dtype=torch.long).index_put((rows,), torch.arange(len(rows)))
+    x_S[stochastic_S] = x_next_N[position_B[first_S[stochastic_S]]]
+    return replace(
+        after,
+        x_SCFHW=x_S,
+        state_B=state_B,
+        history=after.history and after.history.of(parent_S, stochastic_S),
+        kept=(*now.kept, taken),
     )
 
 
-def joined(parts: list[Transitions], like: torch.Tensor) -> Transitions:
-    """The parts' transitions in one; `like` gives an empty one its latent shape."""
+def replayed(
+    v: torch.Tensor, taken: Transitions, schedule: FlowSchedule
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log-probabilities [N], and the mean [S, ...] and noise std [S] of the SDE steps that were taken.
+
+    v: the present policy's velocity of each distinct state of `taken`, on the device where the sums are to be made.
+    """
+    x_S, step_S = taken.x_SCFHW.to(v.device), taken.step_S
+    mean_S = sde_step_mean(x_S, v, schedule, step_S)
+    std_N, dt_N = (value[taken.step_N].to(v) for value in (schedule.std_T, schedule.dt_T))
+    logp_N = log_prob(taken.x_next_NCFHW.to(v.device), mean_S[taken.state_N.to(v.device)], std_N, dt_N)
+    return logp_N, mean_S, torch.as_tensor(sde_noise_std(schedule.std_T[step_S], schedule.dt_T[step_S])).to(v)
+
+
+def sde_step_mean(x: torch.Tensor, v: torch.Tensor, schedule: FlowSchedule, step: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the SDE step at `step`, one for all states or one for each [S]."""
+    values = (value[step].to(v) for value in (schedule.sigma_S, schedule.std_T, schedule.dt_T))
+    return sde_mean(x, v, *values)
+
+
+def joined(parts: tuple[Transitions, ...] | list[Transitions], like: torch.Tensor) -> Transitions:
+    """Return the parts' transitions in one; `like` gives an empty one its latent shape."""
     empty = torch.empty(0, dtype=torch.long)
-    none = Transitions(
-        rollout_N=empty, step_N=empty, x_NCFHW=like[:0], x_next_NCFHW=like[:0], logp_old_N=like.new_empty(0)
+    nothing = Transitions(
+        rollout_N=empty,
+        step_N=empty,
+        state_N=empty,
+        x_SCFHW=like[:0],
+        x_next_NCFHW=like[:0],
+        logp_old_N=like.new_empty(0),
     )
-    return Transitions(**{name: torch.cat([getattr(part, name) for part in [none, *parts]]) for name in vars(none)})
+    shifted, states = [nothing], 0
+    for part in parts:
+        shifted.append(replace(part, state_N=part.state_N + states))
+        states += len(part.x_SCFHW)
+    return Transitions(**{name: torch.cat([getattr(part, name) for part in shifted]) for name in vars(nothing)})
 
 
-def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:
-    """The rollouts of the whole batch from those of its parts, in order."""
-    first_rows = itertools.accumulate((len(part.batch) for part in parts), initial=0)
-    transitions = [
-        replace(part.transitions, rollout_N=part.transitions.rollout_N + first)
-        for part, first in zip(parts, first_rows, strict=False)
-    ]
-    return Rollouts(
-        batch=batch,
-        condition_BMD=torch.cat([part.condition_BMD for part in parts]),
-        video_BFHWC=torch.cat([part.video_BFHWC for part in parts]),
-        transitions=joined(transitions, parts[0].transitions.x_NCFHW),
-    )
+def _numbered(keys: tuple[Key, ...] | list[Key]) -> dict[Key, int]:
+    """Number distinct keys in the order in which they first appear."""
+    return {key: index for index, key in enumerate(dict.fromkeys(keys))}
 
 
-def no_noise(step: int, rows: torch.Tensor) -> torch.Tensor:
-    """For a deterministic rollout, whose mask asks for none."""
-    raise AssertionError("a deterministic rollout asked for noise")
+def _first_rows(state_B: torch.Tensor) -> torch.Tensor:
+    """Return the first rollout of each state [S]."""
+    first: dict[int, int] = {}
+    for row, state in enumerate(state_B.tolist()):
+        first.setdefault(state, row)
+    return torch.tensor([first[state] for state in range(len(first))])

@@ -5,7 +5,6 @@ channel, frame, height, width (videos: frame, height, width, colour), M D text t
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -29,16 +28,23 @@ class PromptBatch:
         return len(self.text)
 
     def split(self, size: int) -> "list[PromptBatch]":
-        """The same rollouts, at most `size` at a time."""
-        return [
-            replace(
-                self,
-                text=tuple(self.text[row] for row in rows.tolist()),
-                prompt_B=self.prompt_B[rows],
-                sibling_B=self.sibling_B[rows],
-            )
-            for rows in torch.arange(len(self)).split(size)
-        ]
+        """Return the same rollouts in parts of whole groups: as many groups as fit into `size` rollouts, at least one."""
+        starts = [row for row in range(len(self)) if not row or self.prompt_B[row] != self.prompt_B[row - 1]]
+        parts: list[list[int]] = []
+        for first, end in zip(starts, [*starts[1:], len(self)], strict=True):
+            if parts and len(parts[-1]) + end - first <= size:
+                parts[-1] += range(first, end)
+            else:
+                parts.append(list(range(first, end)))
+        return [self._rows(torch.tensor(rows)) for rows in parts]
+
+    def _rows(self, row_B: torch.Tensor) -> "PromptBatch":
+        return replace(
+            self,
+            text=tuple(self.text[row] for row in row_B.tolist()),
+            prompt_B=self.prompt_B[row_B],
+            sibling_B=self.sibling_B[row_B],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +62,63 @@ class FlowSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
-    """The stochastic steps of the rollouts, flat: row n is step `step_N[n]` of the rank's rollout `rollout_N[n]`."""
+    """N stochastic steps of the rank's rollouts, out of S distinct states: siblings that share their noise so far share one.
+
+    `len` is N.
+    """
 
     rollout_N: torch.Tensor
+    """Which of the rank's rollouts."""
+
     step_N: torch.Tensor
-    x_NCFHW: torch.Tensor
+    """Which denoising step, 0..T-1."""
+
+    state_N: torch.Tensor
+    """From which state: the row of `x_SCFHW`. All transitions from a state are at one step and of one prompt."""
+
+    x_SCFHW: torch.Tensor
+    """Where the steps began."""
+
     x_next_NCFHW: torch.Tensor
+    """Where they ended."""
+
     logp_old_N: torch.Tensor
+    """Their log-probability under the policy that made them."""
 
     def __len__(self) -> int:
         return len(self.step_N)
 
-    def __getitem__(self, index: Any) -> "Transitions":
-        return Transitions(**{name: value[index] for name, value in vars(self).items()})
+    @property
+    def step_S(self) -> torch.Tensor:
+        """The step of each state [S]."""
+        return self._of_states(self.step_N)
+
+    @property
+    def rollout_S(self) -> torch.Tensor:
+        """A rollout that came through each state [S]; all that did have one prompt."""
+        return self._of_states(self.rollout_N)
+
+    def chosen(self, row_N: torch.Tensor) -> "Transitions":
+        """Return the transitions in these rows, with the states that they need and no others."""
+        state_S, state_N = self.state_N[row_N].unique(return_inverse=True)
+        return Transitions(
+            rollout_N=self.rollout_N[row_N],
+            step_N=self.step_N[row_N],
+            state_N=state_N,
+            x_SCFHW=self.x_SCFHW[state_S],
+            x_next_NCFHW=self.x_next_NCFHW[row_N],
+            logp_old_N=self.logp_old_N[row_N],
+        )
+
+    def rows_of(self, state: range) -> torch.Tensor:
+        """Return the rows whose state lies in the range."""
+        return ((self.state_N >= state.start) & (self.state_N < state.stop)).nonzero().flatten()
 
     def cpu(self) -> "Transitions":
         return Transitions(**{name: value.cpu() for name, value in vars(self).items()})
+
+    def _of_states(self, value_N: torch.Tensor) -> torch.Tensor:
+        return value_N.new_empty(len(self.x_SCFHW)).index_put_((self.state_N,), value_N)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,10 @@ class EvalRecord:
     a single prompt.
     reward_parts: mean of each part. prompt_rewards: mean over the prompt's noises, by prompt text, in evaluation order.
     n: videos in all.
+    diversity: mean over prompts of the mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; None where
+    there is one video of each.
+    base_distance: mean over videos of the mean squared difference of the velocity from the base model's, at one state of each
+    video's denoising, drawn by key.
     """
 
     kind: str = "evaluation"
@@ -93,6 +97,8 @@ class EvalRecord:
     reward_parts: dict[str, float]
     prompt_rewards: dict[str, float]
     n: int
+    diversity: float | None = None
+    base_distance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,9 @@ from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.rollouts import RolloutMaker
 from flash_grpo.training.trainer import Trainer
+from flash_grpo.training.update import Updater
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +69,41 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     schedule, method, prompts, layout = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
-    if method.kl_weight:
-        policy.keep_base()
-    return Trainer(
+    policy.keep_base()
+    meter, journal = Meter(ranks, policy.flops_per_forward), Journal(ranks, policy.forwards_together)
+    rollouts = RolloutMaker(
         policy=policy,
         reward=reward,
-        prompts=prompts,
-        layout=layout,
         method=method,
         schedule=schedule,
+        solve=build(cfg.rollout.solve, "rollout.solve"),
+        seed=cfg.seed,
+        at_once=cfg.rollout.batch,
+        meter=meter,
+        journal=journal,
+    )
+    updater = Updater(
+        policy=policy,
+        method=method,
+        schedule=schedule,
+        layout=layout,
         optimizer=build(cfg.optim.optimizer, "optim.optimizer", params=list(policy.trainable().values())),
         ema=EMA(policy.trainable(), **cfg.optim.ema),
         ranks=ranks,
-        meter=Meter(ranks, policy.flops_per_forward),
-        journal=Journal(ranks),
-        seed=cfg.seed,
+        meter=meter,
+        journal=journal,
         max_gradient_norm=cfg.optim.max_gradient_norm,
-        rollout_batch=cfg.rollout.batch,
-        update_batch=cfg.training.batch,
+        at_once=cfg.training.batch,
+    )
+    return Trainer(
+        prompts=prompts,
+        layout=layout,
+        rollouts=rollouts,
+        updater=updater,
+        ranks=ranks,
+        meter=meter,
+        journal=journal,
+        seed=cfg.seed,
     )
 
 

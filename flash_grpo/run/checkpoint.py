@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from flash_grpo.algorithm.denoise import Denoising
+from flash_grpo.algorithm.solvers import History
 from flash_grpo.algorithm.types import LossTerms, PromptBatch, Rollouts, Scores, Trained, Transitions
+from flash_grpo.training.evaluation import EvaluatedPart
 from flash_grpo.training.ranks import Ranks
 
 FOLDER, STATE, ASIDE = "checkpoints", "state.pt", ".saving"
-NOUNS = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained]
+NOUNS = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained, Denoising, History, EvaluatedPart]
 
 
 def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
@@ -26,10 +29,13 @@ def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Pat
     return _finish(run_dir, f"{iteration:06d}", keep)
 
 
-def save_inside(
+def save_mid_iteration(
     run_dir: Path, iteration: int, state: Callable[[], dict[str, Any]], mine: dict[str, Any], keep: int, ranks: Ranks
 ) -> None:
-    """Every rank writes what is its own, and rank 0 the state, and it counts when all have."""
+    """Save in the middle of an iteration. Each rank writes its partial results, rank 0 also the shared state.
+
+    The checkpoint becomes visible, by one rename, only when all have written.
+    """
     if ranks.is_main:
         _begin(run_dir)
     ranks.barrier()

@@ -1,11 +1,27 @@
 """Contact sheets: evaluation videos as rows of frames, to be looked at."""
 
+import json
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 
-CELL, MARGIN, LINE, MAX_ROWS = 64, 8, 14, 16
+CELL, MARGIN, LINE = 64, 8, 14
+FRAME_MS = 125  # of the small videos
+
+
+def keep(folder: Path, name: str, videos: dict[str, torch.Tensor]) -> None:
+    """Write `name`.png, a contact sheet, and `name`/, each video small and playing (WebP, 00.webp, …) with prompts.json.
+
+    The same prompts and noises every time, so that before and after can stand side by side.
+    """
+    contact_sheet(folder / f"{name}.png", videos)
+    (folder / name).mkdir(exist_ok=True)
+    for index, video in enumerate(videos.values()):
+        first, *others = _frames(video, len(video))
+        options = {"save_all": True, "append_images": others, "duration": FRAME_MS, "loop": 0, "quality": 80}
+        first.save(folder / name / f"{index:02d}.webp", **options)
+    (folder / name / "prompts.json").write_text(json.dumps(list(videos), indent=1) + "\n")
 
 
 def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_frames: int = 9) -> None:

@@ -3,27 +3,29 @@
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flash_grpo.algorithm.batches import Prompts
+from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.records.files import read_manifest
-from flash_grpo.records.schema import Cost, EvalRecord
-from flash_grpo.run import checkpoint, contact_sheet, manifest
+from flash_grpo.records.schema import EvalRecord, IterationRecord
+from flash_grpo.run import contact_sheet, manifest
 from flash_grpo.run.build import ConfigError, build, check_counts, checked, device, planned, prepare_trainer
 from flash_grpo.run.directory import RunDirectory
-from flash_grpo.run.progress import Budget, _advance
+from flash_grpo.run.progress import Budget, Place, advance, progress_bar
+from flash_grpo.run.saving import Saver
 from flash_grpo.run.stop import Interrupted, StopRequest
 from flash_grpo.training.evaluation import Evaluated, Evaluation
 from flash_grpo.training.journal import Leave
 from flash_grpo.training.meter import EVALUATION
 from flash_grpo.training.ranks import Ranks
-from flash_grpo.training.trainer import RewardError, Trainer, refuse_drift
+from flash_grpo.training.trainer import Trainer
+from flash_grpo.training.update import refuse_drift
 
 log = logging.getLogger(__name__)
 
@@ -32,93 +34,91 @@ log = logging.getLogger(__name__)
 class Run:
     """A trainer with its directory, its budget and its place in it."""
 
-    place: RunDirectory
+    directory: RunDirectory
     trainer: Trainer
     evaluation: Evaluation
     budget: Budget
+    saver: Saver
     evaluate_every: float
     checkpoint_every: int
-    checkpoint_keep: int
-    iteration: int = 0
-    evaluated: int = -1
-    evaluating: bool = False
+    place: Place = field(default_factory=Place)
 
     @property
-    def directory(self) -> Path:
-        return self.place.path
+    def path(self) -> Path:
+        return self.directory.path
 
-    def to_the_end(self, stop: "StopRequest") -> None:
-        """Iterates until the budget is spent. Every rank runs this; rank 0 writes."""
-        self._resume()
+    def to_the_end(self, stop: StopRequest) -> None:
+        """Iterate until the budget is spent. Every rank runs this; rank 0 writes."""
+        self.place = self.saver.resume()
         self.trainer.journal.asked = lambda: stop.requested
         try:
-            with logging_redirect_tqdm(), self._progress() as bar:
+            with (
+                logging_redirect_tqdm(),
+                progress_bar(self.path.name, self._spent(), self.trainer.ranks.is_main) as bar,
+            ):
                 self._iterate(bar)
-            if self.evaluated < self.iteration:
-                self._evaluate("end.png")
-                self._save()
+            if self.place.evaluated < self.place.iteration:
+                self._evaluate("end")
+                self.saver.save(self.place)
         except Leave:
-            self._leave()
+            self.saver.leave(self.place)
             self.trainer.journal.raise_failure()
-            raise Interrupted(f"saved {self._where()}; the same command continues this run") from None
+            where = self.place.described(bool(self.trainer.journal.done))
+            raise Interrupted(f"saved {where}; the same command continues this run") from None
 
     def _iterate(self, bar: tqdm) -> None:
-        if self.evaluated < 0:
-            self._evaluate("start.png")
-            self._save()
-        elif self.evaluating and self._spent() < 1:
+        if self.place.evaluated < 0:
+            self._evaluate("start")
+            self.saver.save(self.place)
+        elif self.place.evaluating and self._spent() < 1:
             self._evaluate()
         while (spent := self._spent()) < 1:
-            record = self.trainer.iterate(self.iteration + 1)
-            self.iteration = record.iteration
+            record = self.trainer.iterate(self.place.iteration + 1)
+            self.place = replace(self.place, iteration=record.iteration)
             self._write(record)
             refuse_drift(record, self.trainer.method.ratio_clip)
-            _advance(bar, self._spent(), record)
+            advance(bar, self._spent(), record)
             if self._due(spent) and self._spent() < 1:
                 self._evaluate()
-            if self.iteration % self.checkpoint_every == 0:
-                self._save()
-
-    def _where(self) -> str:
-        during = "in the evaluation after" if self.evaluating else "in the middle of the one after"
-        return f"{f'{during} ' if self.trainer.journal.done else 'after '}iteration {self.iteration}"
+            if self.place.iteration % self.checkpoint_every == 0:
+                self.saver.save(self.place)
 
     def _due(self, spent_before: float) -> bool:
-        """Whether the last iteration has crossed a multiple of `evaluate_every`, a share of the budget."""
+        """Return True if the last iteration has crossed a multiple of `evaluate_every`, a share of the budget."""
         reached, before = (int(spent / self.evaluate_every + 1e-9) for spent in (self._spent(), spent_before))
         return reached > before
 
     def _spent(self) -> float:
-        return self.budget.spent(self.iteration, self.trainer.meter.cost)
+        return self.budget.spent(self.place.iteration, self.trainer.meter.cost)
 
-    def _evaluate(self, sheet: str | None = None) -> None:
+    def _evaluate(self, samples: str | None = None) -> None:
+        """Evaluate the averaged weights. samples: the name under which the videos are kept, None keeps none."""
         trainer = self.trainer
-        if not self.evaluating:
-            self.evaluating = True
-            self._save()  # an evaluation may take hours
-        with trainer.ema.applied():
+        if not self.place.evaluating:
+            self.place = replace(self.place, evaluating=True)
+            self.saver.save(self.place)  # an evaluation may take hours
+        with trainer.updater.ema.applied():
             evaluated = self.evaluation(
                 trainer.policy,
-                trainer.reward,
+                trainer.rollouts.reward,
                 trainer.prompts.test,
                 trainer.ranks,
                 journal=trainer.journal,
-                timed=lambda: trainer.meter.phase(EVALUATION, whole=True),
+                timed=lambda: trainer.meter.phase(EVALUATION, only_completed=True),
             )
-        self.evaluating = False
         trainer.meter.charge(evaluated.device_seconds, EVALUATION)
         trainer.meter.settle()
-        refuse_unusable(evaluated, self.iteration)
-        self.evaluated = self.iteration
+        refuse_unusable(evaluated, self.place.iteration)
+        self.place = replace(self.place, evaluating=False, evaluated=self.place.iteration)
         self._write(self._eval_record(evaluated))
-        if sheet and trainer.ranks.is_main:
-            contact_sheet.contact_sheet(self.directory / "samples" / sheet, evaluated.videos)
-        log.info("iteration %d: evaluation reward %s", self.iteration, evaluated)
+        if samples and trainer.ranks.is_main:
+            contact_sheet.keep(self.path / "samples", samples, evaluated.videos)
+        log.info("iteration %d: evaluation reward %s", self.place.iteration, evaluated)
 
     def _eval_record(self, evaluated: Evaluated) -> EvalRecord:
         return EvalRecord(
-            iteration=self.iteration,
-            optimizer_steps=self.trainer.optimizer_steps,
+            iteration=self.place.iteration,
+            optimizer_steps=self.trainer.updater.optimizer_steps,
             cost=self.trainer.meter.cost,
             evaluation_seconds=self.trainer.meter.evaluation_seconds,
             reward_mean=evaluated.mean,
@@ -126,105 +126,13 @@ class Run:
             reward_parts=evaluated.parts,
             prompt_rewards=evaluated.prompt_rewards,
             n=evaluated.reward_PK.numel(),
+            diversity=evaluated.diversity,
+            base_distance=evaluated.base_distance,
         )
 
-    def _write(self, record: Any) -> None:
+    def _write(self, record: IterationRecord | EvalRecord) -> None:
         if self.trainer.ranks.is_main:
-            self.place.records.append(record)
-
-    def _save(self) -> None:
-        if self.trainer.ranks.is_main:
-            checkpoint.save(self.directory, self.iteration, self._state(), self.checkpoint_keep)
-        self.trainer.ranks.barrier()
-
-    def _leave(self) -> None:
-        """Saves also what each rank has done of the iteration, or the evaluation, under way."""
-        trainer = self.trainer
-        if not trainer.journal.done:
-            self._save()
-            return
-        mine = {
-            "done": trainer.journal.done,
-            "gradients": {name: value.grad for name, value in trainer.policy.trainable().items()},
-            "unsettled": trainer.meter.unsettled(),
-        }
-        checkpoint.save_inside(self.directory, self.iteration, self._state, mine, self.checkpoint_keep, trainer.ranks)
-
-    def _state(self) -> dict[str, Any]:
-        """Everything that what comes next depends on, and the records' length at this moment."""
-        trainer = self.trainer
-        return {
-            "parameters": {name: value.detach() for name, value in trainer.policy.trainable().items()},
-            "optimizer": trainer.optimizer.state_dict(),
-            "ema": trainer.ema.shadow,
-            "progress": {
-                "iteration": self.iteration,
-                "evaluated": self.evaluated,
-                "evaluating": self.evaluating,
-                "pieces": trainer.journal.pieces,
-                "batches": self._batches(),
-                "inside_on_ranks": trainer.ranks.world_size if trainer.journal.done else 0,
-                "optimizer_steps": trainer.optimizer_steps,
-                "cost": vars(trainer.meter.cost),
-                "evaluation_seconds": trainer.meter.evaluation_seconds,
-                "records_length": self.place.records.length,
-            },
-        }
-
-    def _resume(self) -> None:
-        trainer = self.trainer
-        found = trainer.ranks.from_main(checkpoint.newest_name(self.directory))
-        state = checkpoint.load(self.directory, found) if found else None
-        if state:
-            trainer.ema.load(state["parameters"])
-            trainer.ema.shadow = {name: value.to(trainer.ranks.device) for name, value in state["ema"].items()}
-            trainer.optimizer.load_state_dict(state["optimizer"])
-            progress = state["progress"]
-            self.iteration, self.evaluated = progress["iteration"], progress["evaluated"]
-            self.evaluating, trainer.journal.pieces = progress["evaluating"], progress["pieces"]
-            trainer.optimizer_steps = progress["optimizer_steps"]
-            trainer.meter.cost = Cost(**progress["cost"])
-            trainer.meter.evaluation_seconds = progress["evaluation_seconds"]
-            if progress["inside_on_ranks"]:
-                self._resume_inside(found, progress["inside_on_ranks"], progress["batches"])
-            log.info("continuing %s %s", self.directory, self._where())
-        length = state["progress"]["records_length"] if state else 0
-        self.place.begin(self.iteration, trainer.journal.pieces, length)
-
-    def _batches(self) -> dict[str, int]:
-        """What the evaluation, or the iteration, under way is cut into pieces by."""
-        if self.evaluating:
-            return {"evaluation.sampler.batch": self.evaluation.batch}
-        return {"rollout.batch": self.trainer.rollout_batch, "training.batch": self.trainer.update_batch}
-
-    def _resume_inside(self, found: str, world_size: int, batches: dict[str, int]) -> None:
-        trainer = self.trainer
-        if batches != self._batches():
-            raise ConfigError(
-                f"{self.directory} was left in the middle of micro-batches of other sizes: go on with "
-                f"{' '.join(f'{key}={size}' for key, size in batches.items())}, or delete its newest checkpoint, the one "
-                "with a +"
-            )
-        if world_size != trainer.ranks.world_size:
-            raise ConfigError(
-                f"{self.directory} was left in the middle of an iteration by {world_size} ranks, and only as many can go on "
-                f"there; these are {trainer.ranks.world_size}. Or delete its newest checkpoint, the one with a +"
-            )
-        mine = checkpoint.of_this_rank(self.directory, found, trainer.ranks)
-        trainer.journal.done = mine["done"]
-        trainer.meter.resume(mine["unsettled"])
-        for name, value in trainer.policy.trainable().items():
-            value.grad = mine["gradients"][name]
-
-    def _progress(self) -> tqdm:
-        return tqdm(
-            total=100,
-            initial=min(100, round(100 * self._spent(), 2)),
-            desc=self.directory.name,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[0]}, {elapsed} gone, {remaining} left",
-            postfix=["evaluating the start"],
-            disable=None if self.trainer.ranks.is_main else True,
-        )
+            self.directory.records.append(record)
 
 
 def run(cfg: DictConfig, run_name: str) -> Path:
@@ -281,17 +189,18 @@ def directory_of(cfg: DictConfig, run_name: str) -> Path:
     return Path(str(cfg.runs_root), str(cfg.study), str(run_name))
 
 
-def load(cfg: DictConfig, place: RunDirectory) -> Run:
-    """The run with its models; nothing has been computed yet."""
-    place.refuse_endless_restarts()
+def load(cfg: DictConfig, directory: RunDirectory) -> Run:
+    """Return the run with its models; nothing has been computed yet."""
+    directory.refuse_endless_restarts()
+    trainer, evaluation = prepare_trainer(cfg, directory.ranks), build(cfg.evaluation.sampler, "evaluation.sampler")
     return Run(
-        place=place,
-        trainer=prepare_trainer(cfg, place.ranks),
-        evaluation=build(cfg.evaluation.sampler, "evaluation.sampler"),
+        directory=directory,
+        trainer=trainer,
+        evaluation=evaluation,
         budget=build(cfg.budget, "budget"),
+        saver=Saver(directory=directory, trainer=trainer, keep=cfg.checkpoint.keep, evaluation_batch=evaluation.batch),
         evaluate_every=cfg.evaluation.every,
         checkpoint_every=cfg.checkpoint.every,
-        checkpoint_keep=cfg.checkpoint.keep,
     )
 
 

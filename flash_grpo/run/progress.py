@@ -30,7 +30,34 @@ class Budget:
         return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)
 
 
-def _advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is: the last iteration that is done, the last that was evaluated (-1: none), whether it is evaluating."""
+
+    iteration: int = 0
+    evaluated: int = -1
+    evaluating: bool = False
+
+    def described(self, inside: bool) -> str:
+        """Say where this is. inside: in the middle of what comes next."""
+        during = "in the evaluation after" if self.evaluating else "in the middle of the one after"
+        return f"{f'{during} ' if inside else 'after '}iteration {self.iteration}"
+
+
+def progress_bar(name: str, spent: float, shown: bool) -> tqdm:
+    """Return a bar over the budget, with the time left. spent: the share of it that is used up. shown: on the main rank."""
+    return tqdm(
+        total=100,
+        initial=min(100, round(100 * spent, 2)),
+        desc=name,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[0]}, {elapsed} gone, {remaining} left",
+        postfix=["evaluating the start"],
+        disable=None if shown else True,
+    )
+
+
+def advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
+    """Show an iteration that is done."""
     if not bar.disable:
         seconds = record.cost.device_seconds
         bar.postfix[0] = f"iteration {record.iteration}, reward {record.reward_mean:.3f}, {seconds:.1f} device-s"

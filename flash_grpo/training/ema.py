@@ -35,3 +35,10 @@ class EMA:
     def load(self, values: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the averages by parameter name."""
+        return self.shadow
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.shadow = {name: state[name].to(parameter.device) for name, parameter in self.parameters.items()}

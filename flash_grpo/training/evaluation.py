@@ -2,128 +2,58 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from flash_grpo.algorithm import keyed
-from flash_grpo.algorithm.denoise import denoise, no_noise
+from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
+from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.protocols import Policy, Reward, ask
+from flash_grpo.algorithm.solvers import euler
 from flash_grpo.algorithm.types import FlowSchedule, Scores
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.ranks import Ranks
 
 CONTACT_SHEET_ROWS = 16
 Keep = Callable[[str, int, torch.Tensor, float, dict[str, float]], None]
+Timed = Callable[[], AbstractContextManager[Callable[[], None]]]
+
+
+def untimed() -> AbstractContextManager[Callable[[], None]]:
+    """Stand in for `Meter.phase` where nothing is to be charged."""
+    return nullcontext(lambda: None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Deterministic Euler steps on `schedule` from noise that belongs to (seed, prompt, index): paired across runs.
+class EvaluatedPart:
+    """Some prompts, whole, as one rank has evaluated them: p prompts of K videos each."""
 
-    noises_per_prompt: videos per prompt. seed: of the evaluation noise, none of the training's. batch: videos at once.
-    """
-
-    schedule: FlowSchedule
-    noises_per_prompt: int
-    seed: int
-    batch: int
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        policy: Policy,
-        reward: Reward,
-        texts: tuple[str, ...],
-        ranks: Ranks,
-        keep: Keep | None = None,
-        journal: Journal | None = None,
-        timed: Callable[[], AbstractContextManager] = nullcontext,
-    ) -> "Evaluated":
-        """`keep(text, index, video, score, parts)` is given each of this rank's videos as it is made.
-
-        journal: where a run that has to leave in the middle notes what is done. timed: around each micro-batch.
-        """
-        journal = journal or Journal(ranks)
-        jobs = [(prompt, index) for prompt in range(len(texts)) for index in range(self.noises_per_prompt)]
-        mine = jobs[ranks.rank :: ranks.world_size]
-        policy.prefetch(texts[prompt] for prompt, _ in mine)
-        show = shown([texts[prompt] for prompt, index in mine if index == 0]) if ranks.is_main else []
-
-        def work(chunk: list[tuple[int, int]]) -> tuple[Scores | None, dict[str, torch.Tensor]]:
-            """The scores of the chunk's videos, and those to be shown."""
-            video, scores = self._scored(policy, reward, texts, chunk, journal)
-            for row, (prompt, index) in enumerate(chunk if keep else []):
-                told = {name: float(part_B[row]) for name, part_B in scores.parts.items()}
-                keep(texts[prompt], index, video[row].cpu(), float(scores.total_B[row]), told)
-            rows = {texts[prompt]: row for row, (prompt, index) in enumerate(chunk) if index == 0}
-            # copies: a view would keep the whole batch
-            return scores, {text: video[row].to("cpu", copy=True) for text, row in rows.items() if text in show}
-
-        total = torch.zeros(len(texts), self.noises_per_prompt)
-        parts: dict[str, torch.Tensor] = {}
-        videos, device_seconds = {}, 0.0
-        for start in range(0, -(-len(jobs) // ranks.world_size), self.batch):
-            chunk = mine[start : start + self.batch]
-            with timed():
-                scores, to_show = journal.once(f"evaluation {start}", partial(work, chunk))
-            videos |= to_show
-            if scores:
-                prompt_B, index_B = torch.tensor(chunk).T
-                total[prompt_B, index_B] = scores.total_B.cpu()
-                device_seconds += scores.device_seconds
-                for name, part_B in scores.parts.items():
-                    parts.setdefault(name, torch.zeros_like(total))[prompt_B, index_B] = part_B.cpu()
-        journal.done.clear()
-        names = ranks.from_main(list(parts))  # a rank with no videos of its own knows none
-        part_PK = {name: ranks.sum(parts.get(name, torch.zeros_like(total))) for name in names}
-        return Evaluated(
-            reward_PK=ranks.sum(total), part_PK=part_PK, texts=texts, videos=videos, device_seconds=device_seconds
-        )
-
-    def _scored(
-        self, policy: Policy, reward: Reward, texts: tuple[str, ...], chunk: list[tuple[int, int]], journal: Journal
-    ) -> tuple[torch.Tensor | None, Scores | None]:
-        """The chunk's videos and their scores. A rank that has none left takes part in what the others do together."""
-        if not chunk:
-            if policy.forwards_together:
-                self._videos(policy, texts, [(0, 0)], journal)
-            else:
-                for _ in range(len(self.schedule)):
-                    journal.leave_if_asked()
-            journal.wait(lambda: True)
-            return None, None
-        video = self._videos(policy, texts, chunk, journal)
-        asked = ask(reward, video, tuple(texts[prompt] for prompt, _ in chunk))
-        journal.wait(lambda: asked.ready() and asked.get() is not None)  # one that failed says so here
-        return video, asked.get()
-
-    def _videos(
-        self, policy: Policy, texts: tuple[str, ...], chunk: list[tuple[int, int]], journal: Journal
-    ) -> torch.Tensor:
-        chosen = tuple(texts[prompt] for prompt, _ in chunk)
-        noise = [keyed.normal(policy.latent_shape, self.seed, "evaluation", texts[p], index) for p, index in chunk]
-        condition = policy.encode(chosen)
-        mask_BT = torch.zeros(len(chunk), len(self.schedule), dtype=torch.bool)
-        x = torch.stack(noise).to(condition.device)
-        latent, _ = denoise(policy, condition, x, self.schedule, mask_BT, no_noise, journal.leave_if_asked)
-        return policy.decode(latent)
+    prompt_p: tuple[int, ...]
+    scores: Scores
+    diversity_p: torch.Tensor
+    base_distance_p: torch.Tensor
+    shown: dict[str, torch.Tensor]
+    """Videos to be shown, [F, H, W, 3] on the CPU, by text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rewards and their parts by prompt and noise [P, K], of all ranks; the main rank's videos
-    [F, H, W, 3] for a contact sheet, on the CPU, by text.
+    """What P prompts, K videos each, were worth, over all ranks; the main rank's videos for a contact sheet, by text."""
 
-    device_seconds: what this rank's rewards cost elsewhere, see `Scores`.
-    """
-
+    texts: tuple[str, ...]
     reward_PK: torch.Tensor
     part_PK: dict[str, torch.Tensor]
-    texts: tuple[str, ...]
-    videos: dict[str, torch.Tensor]
+    diversity_P: torch.Tensor
+    """Mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; NaN of a single video."""
+
+    base_distance_P: torch.Tensor
+    """Mean squared difference of the velocity from the base model's, on the evaluation's own states."""
+
+    videos: dict[str, torch.Tensor] = field(default_factory=dict)
     device_seconds: float = 0.0
+    """What this rank's rewards cost elsewhere, see `Scores`."""
 
     @property
     def prompt_rewards(self) -> dict[str, float]:
@@ -138,21 +68,196 @@ class Evaluated:
         return float(self.reward_PK.mean())
 
     @property
+    def diversity(self) -> float | None:
+        """The mean over prompts; None where there is one video of each."""
+        return None if self.reward_PK.shape[1] < 2 else float(self.diversity_P.mean())
+
+    @property
+    def base_distance(self) -> float:
+        return float(self.base_distance_P.mean())
+
+    @property
     def sem(self) -> float | None:
-        """Standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
+        """The standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
         return standard_error(self.reward_PK.mean(1))
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Deterministic steps on `schedule` from noise that belongs to (seed, prompt, index): paired across runs.
+
+    noises_per_prompt: K, videos per prompt. seed: of the evaluation noise, which training does not use. batch: videos in one
+    call of the policy and of the decoder. solve: pinned here, whatever training's rollouts use.
+    """
+
+    schedule: FlowSchedule
+    noises_per_prompt: int
+    seed: int
+    batch: int
+    solve: Solver = euler
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        policy: Policy,
+        reward: Reward,
+        texts: tuple[str, ...],
+        ranks: Ranks,
+        keep: Keep | None = None,
+        journal: Journal | None = None,
+        timed: Timed = untimed,
+    ) -> Evaluated:
+        """Make and score the videos of all texts, shared out to ranks by prompt.
+
+        keep: is given each of this rank's videos as it is made: text, index, video, score, parts. journal: where a run that
+        has to leave in the middle notes what is done. timed: around each part, see `Meter.phase`.
+        """
+        journal = journal or Journal(ranks, policy.forwards_together)
+        mine = list(range(len(texts)))[ranks.rank :: ranks.world_size]
+        size = max(1, self.batch // self.noises_per_prompt)
+        policy.prefetch(texts[prompt] for prompt in mine)
+        show = set(shown([texts[prompt] for prompt in mine])) if ranks.is_main else set()
+        parts = []
+        with journal.section(partial(self._keep_up, policy)):
+            for index, first in enumerate(range(0, len(mine), size)):
+                chosen, name = tuple(mine[first : first + size]), f"evaluation {index}"
+                with timed() as charge:
+                    work = partial(self._part, policy, reward, texts, chosen, show, keep, journal, name, charge)
+                    parts.append(journal.resumable(name, work))
+        journal.done.clear()
+        return self._joined(parts, texts, ranks)
+
+    def _part(
+        self,
+        policy: Policy,
+        reward: Reward,
+        texts: tuple[str, ...],
+        prompt_p: tuple[int, ...],
+        show: set[str],
+        keep: Keep | None,
+        journal: Journal,
+        name: str,
+        charge: Callable[[], None],
+    ) -> EvaluatedPart:
+        """Evaluate these prompts; their denoising is noted as `name`/denoising after each step."""
+        K = self.noises_per_prompt
+        text_B = tuple(texts[prompt] for prompt in prompt_p for _ in range(K))
+        keys = NoiseKeys(initial_B=tuple((self.seed, "evaluation", text, row % K) for row, text in enumerate(text_B)))
+        condition = policy.encode(text_B)
+        asked_of = _States(keys, policy.latent_shape, len(self.schedule), journal.done.get(f"{name}/states"))
+
+        def after_step(now: Denoising) -> None:
+            asked_of.keep(now)
+            journal.done[f"{name}/states"] = asked_of.x_BCFHW
+            journal.note(f"{name}/denoising", now)
+            charge()
+
+        latent = denoise(
+            policy,
+            condition,
+            keys,
+            self.schedule,
+            torch.zeros(len(text_B), len(self.schedule), dtype=torch.bool),
+            solve=self.solve,
+            at_once=self.batch,
+            before_velocity=journal.leave_if_asked,
+            after_step=after_step,
+            resumed=journal.done.get(f"{name}/denoising"),
+        ).latent_BCFHW
+        video = torch.cat([policy.decode(part) for part in latent.split(self.batch)])
+        asked = ask(reward, video, text_B)
+        base_distance_B = self._base_distance(policy, condition, asked_of, journal)
+        journal.wait(lambda: asked.ready() and asked.get() is not None)  # a reward that failed raises here
+        scores = asked.get()
+        for row, text in enumerate(text_B if keep else ()):
+            named = {part: float(part_B[row]) for part, part_B in scores.parts.items()}
+            keep(text, row % K, video[row].cpu(), float(scores.total_B[row]), named)
+        return EvaluatedPart(
+            prompt_p=prompt_p,
+            scores=scores,
+            diversity_p=diversity(video.unflatten(0, (-1, K))),
+            base_distance_p=base_distance_B.reshape(-1, K).mean(1),
+            # copies: a view would keep the whole batch
+            shown={
+                text_B[row]: video[row].to("cpu", copy=True) for row in range(0, len(text_B), K) if text_B[row] in show
+            },
+        )
+
+    def _base_distance(
+        self, policy: Policy, condition: torch.Tensor, states: "_States", journal: Journal
+    ) -> torch.Tensor:
+        """Return each video's mean squared velocity difference from the base, at one state of its denoising [B]."""
+        x, timestep_B, found = states.x_BCFHW.to(condition.device), self.schedule.timestep_T[states.step_B], []
+        for rows in torch.arange(len(x)).split(self.batch):
+            journal.leave_if_asked()
+            arguments = x[rows], timestep_B[rows], condition[rows]
+            change = policy.velocity(*arguments) - policy.base_velocity(*arguments)
+            found.append(change.square().flatten(1).mean(1))
+        return torch.cat(found).cpu()
+
+    def _keep_up(self, policy: Policy) -> None:
+        condition = policy.encode([""])
+        x = torch.zeros(1, *policy.latent_shape).to(condition.device)
+        policy.velocity(x, self.schedule.timestep_T[:1], condition)
+
+    def _joined(self, parts: list[EvaluatedPart], texts: tuple[str, ...], ranks: Ranks) -> Evaluated:
+        """Put all ranks' parts together; a matrix that is zero where a rank has nothing is summed, which is exact."""
+        P, K = len(texts), self.noises_per_prompt
+        names = ranks.from_main(list(parts[0].scores.parts) if parts else [])  # a rank without prompts knows none
+        total_PK = torch.zeros(P, K)
+        part_PK = {name: torch.zeros(P, K) for name in names}
+        diversity_P, distance_P = torch.zeros(P), torch.zeros(P)
+        for part in parts:
+            rows = list(part.prompt_p)
+            total_PK[rows] = part.scores.total_B.cpu().float().reshape(-1, K)
+            for name in names:
+                part_PK[name][rows] = part.scores.parts[name].cpu().float().reshape(-1, K)
+            diversity_P[rows], distance_P[rows] = part.diversity_p, part.base_distance_p
+        return Evaluated(
+            texts=texts,
+            reward_PK=ranks.sum(total_PK),
+            part_PK={name: ranks.sum(value_PK) for name, value_PK in part_PK.items()},
+            diversity_P=ranks.sum(diversity_P),
+            base_distance_P=ranks.sum(distance_P),
+            videos={text: video for part in parts for text, video in part.shown.items()},
+            device_seconds=sum(part.scores.device_seconds for part in parts),
+        )
+
+
+class _States:
+    """One state of each video's denoising, at a step that the noise's key draws: over the videos every step counts alike,
+    for one velocity of each model more."""
+
+    def __init__(self, keys: NoiseKeys, shape: tuple[int, ...], num_steps: int, known: torch.Tensor | None):
+        self.step_B = torch.tensor([keyed.integer(0, num_steps - 1, *key, "distance") for key in keys.initial_B])
+        noise = known is None and [keyed.normal(shape, *key) for key in keys.initial_B]
+        self.x_BCFHW = known.cpu() if known is not None else torch.stack(noise)
+
+    def keep(self, now: Denoising) -> None:
+        rows = (self.step_B == now.step).nonzero().flatten()
+        self.x_BCFHW[rows] = now.x_SCFHW[now.state_B[rows]].to("cpu")
+
+
+def diversity(video_pKFHWC: torch.Tensor) -> torch.Tensor:
+    """Return the mean over pairs of a prompt's K videos of their RMS distance, colours in [0, 1]: [p], NaN where K is 1."""
+    K = video_pKFHWC.shape[1]
+    if K == 1:
+        return torch.full((len(video_pKFHWC),), torch.nan)
+    pairs = [(a, b) for a in range(K) for b in range(a)]
+    video = video_pKFHWC.flatten(2)
+    distances = [((video[:, a].float() - video[:, b].float()) / 255).square().mean(1).sqrt() for a, b in pairs]
+    return torch.stack(distances).mean(0)
+
+
 def standard_error(value_P: torch.Tensor) -> float | None:
-    """Of the mean of independent values; None of a single one."""
+    """Return the standard error of the mean of independent values; None of a single one."""
     return float(value_P.std() / len(value_P) ** 0.5) if len(value_P) > 1 else None
 
 
 def shown(texts: list[str]) -> list[str]:
-    """Those of the texts that have a row of a contact sheet: at most CONTACT_SHEET_ROWS, evenly spaced."""
-    return [
-        texts[index] for index in torch.linspace(0, len(texts) - 1, min(CONTACT_SHEET_ROWS, len(texts))).round().long()
-    ]
+    """Return the texts that get a row in the contact sheet: at most CONTACT_SHEET_ROWS, evenly spaced."""
+    rows = torch.linspace(0, len(texts) - 1, min(CONTACT_SHEET_ROWS, len(texts))).round().long()
+    return [texts[row] for row in rows.tolist()]

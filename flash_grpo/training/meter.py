@@ -1,7 +1,7 @@
 """What a run spends: device-seconds by phase, forward and backward evaluations, FLOPs."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,17 +28,27 @@ class Meter:
         self._forwards = self._backwards = 0
 
     @contextmanager
-    def phase(self, name: str, whole: bool = False) -> Iterator[None]:
-        """whole: what is given up in the middle, to be done again, does not count."""
-        wall, device, done = time.perf_counter(), self._device_clock(), False
+    def phase(self, name: str, only_completed: bool = False) -> Iterator[Callable[[], None]]:
+        """Time the block, and charge it to `name`. Yields a function that charges what has passed so far.
+
+        only_completed: if the block raises, leave out what has passed since the last charge: it will be done, and charged,
+        again.
+        """
+        mark = [time.perf_counter(), self._device_clock()]
+
+        def charge() -> None:
+            wall, device = time.perf_counter(), self._device_clock()
+            self.seconds[name] = self.seconds.get(name, 0.0) + wall - mark[0]
+            self._device[EVALUATION if name == EVALUATION else "work"] += device - mark[1]
+            mark[:] = wall, device
+
         try:
-            yield
-            done = True
-        finally:
-            if done or not whole:
-                spent = self._device_clock() - device
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
-                self._device[EVALUATION if name == EVALUATION else "work"] += spent
+            yield charge
+        except BaseException:
+            if not only_completed:
+                charge()
+            raise
+        charge()
 
     def count(self, forwards: int = 0, backwards: int = 0) -> None:
         """Transformer evaluations of this rank, per sample."""
@@ -50,8 +60,15 @@ class Meter:
         self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
         self._device[SERVERS] += device_seconds
 
+    def state(self) -> dict[str, Any]:
+        """Return what the run has spent up to the last settling, the same on every rank."""
+        return {"cost": vars(self.cost), "evaluation_seconds": self.evaluation_seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.cost, self.evaluation_seconds = Cost(**state["cost"]), state["evaluation_seconds"]
+
     def unsettled(self) -> dict[str, Any]:
-        """What this rank spent since the last settling, to be put back by `resume`."""
+        """Return what this rank has spent since the last settling."""
         return {
             "seconds": self.seconds,
             "device": self._device,
@@ -59,7 +76,7 @@ class Meter:
             "backwards": self._backwards,
         }
 
-    def resume(self, unsettled: dict[str, Any]) -> None:
+    def restore_unsettled(self, unsettled: dict[str, Any]) -> None:
         self.seconds, self._device = unsettled["seconds"], unsettled["device"]
         self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
 

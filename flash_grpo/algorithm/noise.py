@@ -1,0 +1,34 @@
+"""Name the random draws of a batch's rollouts. What draws are keyed by decides what siblings share."""
+
+from dataclasses import dataclass
+
+from flash_grpo.algorithm.types import PromptBatch
+
+Key = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseKeys:
+    """The keys of B rollouts' noise, see `keyed`. Rollouts whose keys so far are equal are in one state."""
+
+    initial_B: tuple[Key, ...]
+    """Of x_T. Equal keys stand for equal texts: a key names its prompt."""
+
+    sde_B: tuple[Key, ...] = ()
+    """Of the SDE steps' noise; the step's index is appended. Empty where no step is stochastic."""
+
+
+def noise_keys(batch: PromptBatch, seed: int, initial: str, sde_seed: int | None = None) -> NoiseKeys:
+    """Return the training rollouts' keys.
+
+    initial: "independent" draws x_T for each rollout, "shared" once for each prompt. sde_seed: for the SDE's noise alone,
+    None takes `seed`.
+    """
+    rows = list(zip(batch.prompt_B.tolist(), batch.sibling_B.tolist(), strict=True))
+    of_prompt_B = [(seed, "initial", batch.iteration, prompt) for prompt, _ in rows]
+    of_rollout_B = [(*key, sibling) for key, (_, sibling) in zip(of_prompt_B, rows, strict=True)]
+    sde = seed if sde_seed is None else sde_seed
+    return NoiseKeys(
+        initial_B=tuple(of_prompt_B if initial == "shared" else of_rollout_B),
+        sde_B=tuple((sde, "sde", batch.iteration, prompt, sibling) for prompt, sibling in rows),
+    )

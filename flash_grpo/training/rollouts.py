@@ -1,0 +1,134 @@
+"""Make an iteration's rollouts and have them scored."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from flash_grpo.algorithm.denoise import Denoising, Solver, denoise, joined
+from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
+from flash_grpo.algorithm.protocols import Asked, Policy, Reward, ask
+from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores, joined_scores
+from flash_grpo.training.journal import Journal
+from flash_grpo.training.meter import Meter
+
+
+@dataclass(kw_only=True)
+class RolloutMaker:
+    """Makes the rollouts that a method plans, and asks for their scores.
+
+    at_once: videos in one call of the policy, of the decoder and of the reward; bounds memory and does not change results.
+    """
+
+    policy: Policy
+    reward: Reward
+    method: Method
+    schedule: FlowSchedule
+    solve: Solver
+    seed: int
+    at_once: int
+    meter: Meter
+    journal: Journal
+
+    def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
+        """Return the batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
+        parts, asked = batch.split(self.at_once), dict[int, Asked]()
+        with self.meter.phase("rollout"):
+            self.policy.prefetch(batch.text)
+        with self.journal.section(self._keep_up):
+            for index, part in enumerate(parts):
+                with self.meter.phase("rollout", only_completed=True) as charge:
+                    make = partial(self.make, part, f"rollouts/{index}", charge)
+                    rollouts = self.journal.resumable(f"rollouts/{index}", make)
+                with self.meter.phase("reward"):
+                    if f"scores/{index}" not in self.journal.done:
+                        asked[index] = ask(self.reward, rollouts.video_BFHWC, part.text)
+                    self.journal.poll(lambda: self._collect(asked))
+            with self.meter.phase("reward"):
+                self.journal.wait(lambda: self._collect(asked))
+        done = self.journal.done
+        scores = [done.pop(f"scores/{index}") for index in range(len(parts))]
+        return joined_rollouts(batch, [done[f"rollouts/{index}"] for index in range(len(parts))]), joined_scores(scores)
+
+    def _collect(self, asked: dict[int, Asked]) -> bool:
+        """Note the scores that are there, whose videos are not needed any more; return True if none is missing."""
+        for index in [index for index, answer in asked.items() if answer.ready()]:
+            scores = asked.pop(index).get()
+            self.meter.charge(scores.device_seconds)
+            part = self.journal.done[f"rollouts/{index}"]
+            self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0].clone())
+            self.journal.done[f"scores/{index}"] = scores
+        return not asked
+
+    def all(self, batch: PromptBatch) -> Rollouts:
+        """Return the batch's rollouts with their videos; nothing is noted in the journal."""
+        return joined_rollouts(batch, [self.by_keys(part, *self._planned(part)) for part in batch.split(self.at_once)])
+
+    def make(self, batch: PromptBatch, name: str, charge: Callable[[], None]) -> Rollouts:
+        """Return the rollouts of a part of the batch; its denoising is noted as `name`/denoising after each step."""
+
+        def after_step(now: Denoising) -> None:
+            self.journal.note(f"{name}/denoising", now)
+            charge()
+
+        resumed = self.journal.done.get(f"{name}/denoising")
+        return self.by_keys(batch, *self._planned(batch), after_step=after_step, resumed=resumed)
+
+    def _planned(self, batch: PromptBatch) -> tuple[torch.Tensor, NoiseKeys]:
+        mask_BT = self.method.plan(batch, len(self.schedule), self.seed)
+        return mask_BT, noise_keys(batch, self.seed, self.method.initial_noise)
+
+    def by_keys(
+        self,
+        batch: PromptBatch,
+        mask_BT: torch.Tensor,
+        keys: NoiseKeys,
+        after_step: Callable[[Denoising], None] = lambda now: None,
+        resumed: Denoising | None = None,
+    ) -> Rollouts:
+        """Return the batch's rollouts by the given mask and noise."""
+        condition_BMD = self.policy.encode(batch.text)
+        made = denoise(
+            self.policy,
+            condition_BMD,
+            keys,
+            self.schedule,
+            mask_BT,
+            solve=self.solve,
+            at_once=self.at_once,
+            before_velocity=self.journal.leave_if_asked,
+            after_step=after_step,
+            resumed=resumed,
+        )
+        self.meter.count(forwards=made.velocities * self.policy.evaluations_per_velocity)
+        videos = [self.policy.decode(latent) for latent in made.latent_BCFHW.split(self.at_once)]
+        return Rollouts(
+            batch=batch,
+            condition_BMD=condition_BMD,
+            video_BFHWC=torch.cat(videos),
+            transitions=made.transitions.cpu(),  # an iteration's fill a GPU: method=full on 8 ranks makes 15 GB a rank
+        )
+
+    @torch.no_grad()
+    def _keep_up(self) -> None:
+        condition = self.policy.encode([""])
+        x = torch.zeros(1, *self.policy.latent_shape).to(condition.device)
+        self.policy.velocity(x, self.schedule.timestep_T[:1], condition)
+
+
+def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:
+    """Return the rollouts of the whole batch from those of its parts, in order."""
+    first_rows = itertools.accumulate((len(part.batch) for part in parts), initial=0)
+    transitions = [
+        replace(part.transitions, rollout_N=part.transitions.rollout_N + first)
+        for part, first in zip(parts, first_rows, strict=False)
+    ]
+    return Rollouts(
+        batch=batch,
+        condition_BMD=torch.cat([part.condition_BMD for part in parts]),
+        video_BFHWC=torch.cat([part.video_BFHWC for part in parts]),
+        transitions=joined(transitions, parts[0].transitions.x_next_NCFHW),
+    )
