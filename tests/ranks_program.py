@@ -74,7 +74,8 @@ def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
             return Failing() if here and len(calls) == 2 else ask(*asked)
 
         module.ask = failing
-        chosen = ["rollout.batch=2", "evaluation.sampler.batch=8", "budget.iterations=1", f"run_name={name}"]
+        layout = ["rollout.batch=2", "rollout.layout.num_prompts=4", "rollout.layout.group_size=2"]
+        chosen = [*layout, "evaluation.sampler.batch=8", "budget.iterations=1", f"run_name={name}"]
         for _ in range(2):
             try:
                 loop.run(_config(folder, *chosen), name)

@@ -1,0 +1,99 @@
+"""Count what an iteration computes: transformer evaluations, decodes, scored videos. From masks, keys and ranks alone.
+
+The meter counts the same as it happens; a test holds the two together. Before anything is drawn the counts of a method whose
+plan is random are an expectation with a spread, see `expected`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+import torch
+
+from flash_grpo.algorithm.batches import Layout
+from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
+from flash_grpo.algorithm.types import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What one or several iterations compute, over all ranks."""
+
+    rollout_velocities: float
+    """Velocities of rollouts: one for each distinct state and step."""
+
+    trained_states: float
+    """States that an update replays, each forward and backward: one for each distinct state of the stochastic steps."""
+
+    videos: float
+    """Videos decoded and scored."""
+
+    def forwards(self, evaluations_per_velocity: int, kl: bool) -> float:
+        """Transformer forwards, per sample; guidance evaluates twice, a KL to the base once more for each trained state."""
+        return evaluations_per_velocity * (self.rollout_velocities + (2 if kl else 1) * self.trained_states)
+
+    def backwards(self, evaluations_per_velocity: int) -> float:
+        """Transformer backwards, per sample."""
+        return evaluations_per_velocity * self.trained_states
+
+    def pflop(self, evaluations_per_velocity: int, flops_per_forward: float, kl: bool) -> float:
+        """1e-15 × (forwards + 2 × backwards) × FLOPs of one forward of one sample: `records.schema.Cost.pflop`."""
+        units = self.forwards(evaluations_per_velocity, kl) + 2 * self.backwards(evaluations_per_velocity)
+        return 1e-15 * units * flops_per_forward
+
+
+def counted(
+    method: Method,
+    layout: Layout,
+    num_steps: int,
+    seed: int,
+    iteration: int,
+    rollout_batch: int,
+    kept: Callable[[PromptBatch], torch.Tensor] | None = None,
+) -> Counts:
+    """Return the counts of one iteration, drawn as the run draws it.
+
+    rollout_batch: as `rollout.batch`; it cuts a rank's rollouts into parts of whole groups, so it does not change the counts.
+    kept: which rollouts of a rank's batch have an advantage other than zero, bool [B]; None is all.
+    """
+    velocities = states = videos = 0
+    for rank in range(layout.world_size):
+        whole = layout.batch(iteration, [""] * layout.num_prompts, rank)
+        for batch in whole.split(rollout_batch):
+            mask_BT = method.plan(batch, num_steps, seed)
+            keys = noise_keys(batch, seed, method.initial_noise)
+            keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
+            of_part = distinct_states(keys, mask_BT, keep_B)
+            velocities, states, videos = velocities + of_part[0], states + of_part[1], videos + len(batch)
+    return Counts(rollout_velocities=velocities, trained_states=states, videos=videos)
+
+
+def expected(
+    method: Method, layout: Layout, num_steps: int, seed: int, rollout_batch: int, iterations: int = 64
+) -> tuple[Counts, Counts]:
+    """Return the mean and the standard deviation of an iteration's counts over `iterations` draws of the plan."""
+    draws = [
+        counted(method, layout, num_steps, seed, iteration, rollout_batch) for iteration in range(1, 1 + iterations)
+    ]
+
+    def over(statistic: Callable[[Iterable[float]], float]) -> Counts:
+        return Counts(**{name: statistic([getattr(draw, name) for draw in draws]) for name in vars(draws[0])})
+
+    return over(fmean), over(pstdev)
+
+
+def distinct_states(keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Tensor) -> tuple[int, int]:
+    """Return how many velocities these rollouts take, and from how many states the kept ones take a stochastic step.
+
+    A rollout's state is told by the keys of all noise that it has met; rollouts with equal keys so far are one state.
+    """
+    met = list(keys.initial_B)
+    velocities = trained = 0
+    for step in range(sde_mask_BT.shape[1]):
+        velocities += len(set(met))
+        rows = sde_mask_BT[:, step].nonzero().flatten().tolist()
+        trained += len({met[row] for row in rows if keep_B[row]})
+        for row in rows:
+            met[row] = (*met[row], "sde", step, *keys.sde_B[row])
+    return velocities, trained
