@@ -25,9 +25,10 @@ test: $(READY)  ## the tests
 test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: tools/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm
 
-lint: $(READY)  ## style and likely mistakes; `make format` mends most of it
+lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of it
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: $(READY)  ## formats the code, mends what can be mended without thought
 	$(BIN)/ruff check --fix

@@ -1,1 +1,43 @@
-"""Benchmark and ablation suite for GRPO on video diffusion models."""
+"""Benchmark and ablation suite for GRPO on video diffusion models.
+
+To read it: `algorithm.method` (what a method is), `algorithm.plans` and `algorithm.weighting` (its mask and its weight),
+`algorithm.denoise` (a step taken, and replayed), `training.trainer` (an iteration), `run.loop` (a run). `records.schema` says
+what is written; `ablations/` holds one difference a file.
+
+The names below are what a program that uses the suite as a library needs; they are imported when they are asked for.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Method": "algorithm.method",
+    "FullTrajectory": "algorithm.plans",
+    "SlidingWindow": "algorithm.plans",
+    "OneStep": "algorithm.plans",
+    "uniform": "algorithm.weighting",
+    "inverse_lambda": "algorithm.weighting",
+    "inverse_first_term": "algorithm.weighting",
+    "group_relative": "algorithm.advantage",
+    "flow_schedule": "algorithm.schedule",
+    "rectification_factor": "algorithm.sde",
+    "denoise": "algorithm.denoise",
+    "noise_keys": "algorithm.noise",
+    "Prompts": "algorithm.batches",
+    "Layout": "algorithm.batches",
+    "Policy": "algorithm.protocols",
+    "Reward": "algorithm.protocols",
+    "RewardError": "algorithm.protocols",
+    "Scores": "algorithm.types",
+    "counted": "algorithm.cost",
+    "expected": "algorithm.cost",
+}
+__all__ = [*_PLACES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

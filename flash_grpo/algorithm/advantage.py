@@ -1,4 +1,4 @@
-"""From rewards to advantages. Rewards stand in a matrix [P, G]: prompts by siblings, of all ranks."""
+"""Turn rewards into advantages. Rewards stand in a matrix [P, G]: prompts by siblings, of all ranks."""
 
 import torch
 
@@ -8,7 +8,7 @@ STDS = ("batch", "group", "none")
 def group_relative(
     reward_PG: torch.Tensor, std: str = "batch", epsilon: float = 1e-4, clip: float | None = 5.0
 ) -> torch.Tensor:
-    """(r - mean of the prompt) / (std + epsilon), clipped to ±clip: [P, G].
+    """Return (r - mean of the prompt) / (std + epsilon), clipped to ±clip: [P, G].
 
     std: population std over "batch" (all rewards: release) or over each "group" (Flow-GRPO, GRPO), or "none" (Dr. GRPO).
     """

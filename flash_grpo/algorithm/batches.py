@@ -1,4 +1,4 @@
-"""Which prompts an iteration trains on, and which ones evaluation asks."""
+"""Choose the prompts that an iteration trains on, and lay its rollouts out over optimizer steps and ranks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ class Prompts:
     oddities: tuple[str, ...] = ()
 
     def drawn(self, iteration: int, num_prompts: int, seed: int) -> list[str]:
-        """The iteration's prompts, by slot. Every pass over the training texts has an order of its own."""
+        """Return the iteration's prompts, by slot. Every pass over the training texts has an order of its own."""
         first = (iteration - 1) * num_prompts
         return [self._at(position, seed) for position in range(first, first + num_prompts)]
 
@@ -32,7 +32,7 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How an iteration's rollouts are laid out: `num_prompts` groups of `group_size`, over optimizer steps, over ranks."""
+    """Lay out an iteration's rollouts: `num_prompts` groups of `group_size`, over optimizer steps, over ranks."""
 
     num_prompts: int
     group_size: int
@@ -57,15 +57,15 @@ class Layout:
 
     @property
     def per_step(self) -> int:
-        """Rollouts per optimizer step, over all ranks."""
+        """Return the rollouts per optimizer step, over all ranks."""
         return self.num_prompts // self.optimizer_steps * self.group_size
 
     def optimizer_step_of(self, prompt_N: torch.Tensor) -> torch.Tensor:
-        """Which of the iteration's optimizer steps trains the prompt in this slot."""
+        """Return which of the iteration's optimizer steps trains the prompt in this slot."""
         return prompt_N // (self.num_prompts // self.optimizer_steps)
 
     def batch(self, iteration: int, text_P: list[str], rank: int) -> PromptBatch:
-        """The rank's equal share of every optimizer step's rollouts."""
+        """Return the rank's equal share of every optimizer step's rollouts."""
         share = self.per_step // self.world_size
         index = torch.arange(self.num_prompts * self.group_size).reshape(self.optimizer_steps, self.world_size, share)
         index_B = index[:, rank].flatten()

@@ -1,4 +1,4 @@
-"""Random draws by key. Nothing in the suite reads global RNG state.
+"""Draw random numbers by key. Nothing in the suite reads global RNG state.
 
 A draw is a pure function of its key, for instance `(seed, iteration, prompt, sibling, "sde", step)`. So every rank knows
 every plan without communication, rollouts do not depend on ranks or micro-batches, and a resumed run redraws what it drew.
@@ -14,24 +14,26 @@ import torch
 
 
 def generator(*key: int | str) -> np.random.Generator:
+    """Return the generator that belongs to the key."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def uniform(*key: int | str) -> float:
-    """A float in [0, 1)."""
+    """Draw a float in [0, 1)."""
     return float(generator(*key).random())
 
 
 def integer(low: int, high: int, *key: int | str) -> int:
-    """An integer in low..high, both included."""
+    """Draw an integer in low..high, both included."""
     return int(generator(*key).integers(low, high + 1))
 
 
 def permutation(n: int, *key: int | str) -> list[int]:
+    """Draw an order of 0..n-1."""
     return generator(*key).permutation(n).tolist()
 
 
 def normal(shape: tuple[int, ...], *key: int | str) -> torch.Tensor:
-    """Standard normal float32, made on the CPU so that every device sees the same noise."""
+    """Draw standard normal float32, made on the CPU so that every device sees the same noise."""
     return torch.from_numpy(generator(*key).standard_normal(shape, dtype=np.float32))

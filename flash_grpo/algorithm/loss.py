@@ -14,7 +14,7 @@ def clipped_surrogate(
     base_kl_N: torch.Tensor | None = None,
     kl_weight: float = 0.0,
 ) -> LossTerms:
-    """max(-w·A·r, -w·A·clip(r, 1 ± ratio_clip)) + kl_weight·KL(policy || base), per transition [N]."""
+    """Return max(-w·A·r, -w·A·clip(r, 1 ± ratio_clip)) + kl_weight·KL(policy || base), per transition [N]."""
     ratio_N = (logp_N - logp_old_N).exp()
     gain_N = weight_N * advantage_N
     loss_N = torch.maximum(-gain_N * ratio_N, -gain_N * ratio_N.clamp(1 - ratio_clip, 1 + ratio_clip))
@@ -31,5 +31,5 @@ def clipped_surrogate(
 
 
 def gaussian_kl(mean: torch.Tensor, base_mean: torch.Tensor, noise_std_N: torch.Tensor) -> torch.Tensor:
-    """Exact KL of two Gaussians with equal std, mean over latent elements: [N]. `noise_std_N`: std·sqrt(-dt)."""
+    """Return the exact KL of two Gaussians with equal std, mean over latent elements: [N]. `noise_std_N`: std·sqrt(-dt)."""
     return ((mean - base_mean) ** 2).flatten(1).mean(1) / (2 * noise_std_N**2)

@@ -1,4 +1,4 @@
-"""An algorithm as one value. `diff conf/method/full.yaml conf/method/flash.yaml` is the paper."""
+"""Hold an algorithm as one value. `diff conf/method/full.yaml conf/method/flash.yaml` is the paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which denoising steps of which rollout are stochastic, and therefore trained: the methods' first half.
+"""Say which denoising steps of which rollout are stochastic, and therefore trained: the methods' first half.
 
 A plan is `(batch, num_steps, seed) -> sde_mask_BT`. Plans differ in how wide their band is and in *the key it is drawn by*:
 iso-temporal grouping is nothing but leaving the sibling out of the key.
@@ -15,15 +15,15 @@ from flash_grpo.algorithm.types import PromptBatch
 
 class Plan(Protocol):
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
-        """bool [B, T]."""
+        """Return the mask, bool [B, T]."""
 
     def check(self, num_steps: int) -> None:
-        """Raises ValueError, naming the key, where the plan does not fit the schedule."""
+        """Raise ValueError, naming the key, where the plan does not fit the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullTrajectory:
-    """Every step (Flow-GRPO). Its release leaves the last one untrained and deterministic: `skip_last`."""
+    """Make every step stochastic (Flow-GRPO). Its release leaves the last one untrained and deterministic: `skip_last`."""
 
     skip_last: bool = True
 
@@ -36,7 +36,7 @@ class FullTrajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """`width` adjacent steps starting in first_start..last_start.
+    """Make `width` adjacent steps stochastic, starting in first_start..last_start.
 
     move="random" (Flow-GRPO-Fast): the start is drawn once per rank-batch, so groups mix steps. Our rank-batch is one
     rollout of every prompt (all rollouts with one sibling index), which keeps draws independent of the number of ranks.
@@ -76,7 +76,7 @@ class SlidingWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class OneStep:
-    """One stochastic step per rollout, among the candidates first_step..last_step (Flash-GRPO).
+    """Make one step of each rollout stochastic, among the candidates first_step..last_step (Flash-GRPO).
 
     shared_by="prompt" is iso-temporal grouping: all rollouts of a prompt share the step. shared_by="rollout" draws one for
     each. draw="iid" (release) draws independently; "stratified" (paper) spreads the units evenly over the candidates.
@@ -106,7 +106,7 @@ class OneStep:
         return (prompt,) if self.shared_by == "prompt" else (prompt, sibling)
 
     def _position(self, batch: PromptBatch, unit: tuple[int, ...], seed: int) -> float:
-        """Where in [0, 1) of the candidates the unit's step lies."""
+        """Return where in [0, 1) of the candidates the unit's step lies."""
         inside = keyed.uniform(seed, "plan", batch.iteration, *unit)
         if self.draw == "iid":
             return inside

@@ -1,7 +1,8 @@
-"""What the trainer asks of a video model and of a reward."""
+"""State what is asked of a video model that is trained, and of a reward."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,31 +24,34 @@ class Policy(Protocol):
     forwards_together: bool
 
     def encode(self, texts: Iterable[str]) -> torch.Tensor:
-        """Text condition [B, M, D]."""
+        """Return the text condition [B, M, D]."""
 
     def prefetch(self, texts: Iterable[str]) -> None:
-        """Told of all texts that `encode` will be asked for soon, so that an encoder need not come and go for each."""
+        """Hear of all texts that `encode` will be asked for soon, so that an encoder need not come and go for each."""
 
     def velocity(self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C, F, H, W], guidance applied."""
+        """Return float32 [B, C, F, H, W], guidance applied."""
 
     def base_velocity(
         self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
     ) -> torch.Tensor:
-        """The same of the model before any training."""
+        """Return the same of the model before any training; `keep_base` must have been called."""
 
     def keep_base(self) -> None:
-        """Called before training when `base_velocity` will be asked."""
+        """Keep the present weights for `base_velocity`; called before any training."""
 
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, F, H, W, 3]."""
+        """Return videos, uint8 [B, F, H, W, 3], on the CPU."""
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the parameters that training changes, by name."""
+
+    def export(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
+        """Write these values of `trainable()` as the model's own pipeline loads them."""
 
 
 class RewardError(RuntimeError):
-    """A reward that cannot be trained on, or cannot be had. The run stops; its last checkpoint stays."""
+    """A reward cannot be trained on, or cannot be had. The run stops; its last checkpoint stays."""
 
 
 class Reward(Protocol):
@@ -62,7 +66,7 @@ class Asked(Protocol):
     def ready(self) -> bool: ...
 
     def get(self) -> Scores:
-        """Waits for them. RewardError where there are none to be had."""
+        """Wait for the scores. RewardError where there are none to be had."""
 
 
 @dataclass(frozen=True)
@@ -77,5 +81,5 @@ class Answered:
 
 
 def ask(reward: Reward, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Asked:
-    """Has the videos scored: now, or, by a reward with an `ask` of its own, elsewhere while the caller goes on."""
+    """Have the videos scored: now, or, by a reward with an `ask` of its own, elsewhere while the caller goes on."""
     return reward.ask(video_BFHWC, text) if hasattr(reward, "ask") else Answered(reward(video_BFHWC, text))

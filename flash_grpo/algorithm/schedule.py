@@ -1,4 +1,4 @@
-"""The denoising grid and the SDE's diffusion coefficient on it. We own both: schedulers of libraries change under a run."""
+"""Make the denoising grid and the SDE's diffusion coefficient on it. We own both: libraries' schedulers change under a run."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ NOISES = ("linear", "flow")
 def flow_schedule(
     num_steps: int, shift: float = 3.0, noise: str = "linear", noise_level: float = 1.0, grid: str = "release"
 ) -> FlowSchedule:
-    """The grid of `num_steps` denoising steps, float32, noisy to clean.
+    """Return the grid of `num_steps` denoising steps, float32, noisy to clean.
 
     shift: timestep shift s·σ/(1 + (s-1)·σ). grid: "release" is the paper's public code, "diffusers" is what UniPC with flow
     sigmas builds in diffusers 0.42 (Wan's own scheduler). noise and noise_level: see `diffusion_coefficient`.
@@ -36,7 +36,7 @@ def flow_schedule(
 
 
 def diffusion_coefficient(sigma_T: torch.Tensor, noise: str, noise_level: float) -> torch.Tensor:
-    """The SDE's std at each step.
+    """Return the SDE's std at each step.
 
     linear (release, Wan): level·σ_1·σ with σ_1 the grid's second entry. flow (Flow-GRPO, images): level·sqrt(σ/(1-σ)).
     """
@@ -50,7 +50,7 @@ def diffusion_coefficient(sigma_T: torch.Tensor, noise: str, noise_level: float)
 
 
 def fingerprint(schedule: FlowSchedule) -> str:
-    """sha256 of the grid and its std, so that a manifest can tell two grids apart."""
+    """Return the sha256 of the grid and its std, so that a manifest can tell two grids apart."""
     tensors = (schedule.sigma_S, schedule.timestep_T, schedule.std_T)
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""How much a trained transition counts, by its step: the methods' second half. A weighting is `schedule -> weight_T`."""
+"""Say how much a trained transition counts, by its step: the methods' second half. A weighting is `schedule -> weight_T`."""
 
 import warnings
 
@@ -13,17 +13,17 @@ def uniform(schedule: FlowSchedule) -> torch.Tensor:
 
 
 def inverse_lambda(schedule: FlowSchedule) -> torch.Tensor:
-    """Temporal gradient rectification (paper): 1/λ."""
+    """Return 1/λ: temporal gradient rectification (paper)."""
     return 1 / rectification_factor(schedule)
 
 
 def inverse_first_term(schedule: FlowSchedule) -> torch.Tensor:
-    """LongCat-Video's weight: one over λ's first term, s/sqrt(-dt)."""
+    """Return one over λ's first term, s/sqrt(-dt): LongCat-Video's weight."""
     return 1 / rectification_terms(schedule)[0]
 
 
 def rescaled_to_mean_one(weight_N: torch.Tensor, mean: float, varies: bool) -> torch.Tensor:
-    """weight_N / mean, with `mean` over *all* transitions of the optimizer update, of all ranks.
+    """Return weight_N / mean, with `mean` over *all* transitions of the optimizer update, of all ranks.
 
     A mean over less than the update, one step for instance, would make every weight 1 and rectification would silently
     vanish. Where the update really holds one step only, this warns. `varies`: whether the weighting varies over the schedule.

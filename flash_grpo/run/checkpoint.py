@@ -19,7 +19,7 @@ from flash_grpo.training.evaluation import EvaluatedPart
 from flash_grpo.training.ranks import Ranks
 
 FOLDER, STATE, ASIDE = "checkpoints", "state.pt", ".saving"
-NOUNS = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained, Denoising, History, EvaluatedPart]
+NOUNS: list[Any] = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained, Denoising, History, EvaluatedPart]
 
 
 def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:

@@ -19,8 +19,8 @@ def keep(folder: Path, name: str, videos: dict[str, torch.Tensor]) -> None:
     (folder / name).mkdir(exist_ok=True)
     for index, video in enumerate(videos.values()):
         first, *others = _frames(video, len(video))
-        options = {"save_all": True, "append_images": others, "duration": FRAME_MS, "loop": 0, "quality": 80}
-        first.save(folder / name / f"{index:02d}.webp", **options)
+        file = folder / name / f"{index:02d}.webp"
+        first.save(file, save_all=True, append_images=others, duration=FRAME_MS, loop=0, quality=80)
     (folder / name / "prompts.json").write_text(json.dumps(list(videos), indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from flash_grpo.records.files import MANIFEST, RecordWriter, read_manifest, read_newest_first, write_manifest
-from flash_grpo.records.schema import FailureRecord, RunManifest
+from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.run import manifest
 from flash_grpo.training.journal import Leave, RewardErrorElsewhere
 from flash_grpo.training.ranks import Ranks
@@ -54,6 +54,17 @@ class RunDirectory:
         self.ranks.barrier()  # or another rank could fail before this says that the run runs
         self.begun = True
 
+    def append(self, record: IterationRecord | EvalRecord | FailureRecord) -> None:
+        """Append a record; rank 0 alone, after `begin`."""
+        assert self.records is not None
+        self.records.append(record)
+
+    @property
+    def written(self) -> int:
+        """The length of the records in bytes, all of them on disk."""
+        assert self.records is not None
+        return self.records.length
+
     def refuse_endless_restarts(self, progress: dict[str, int] | None = None) -> None:
         """RuntimeError where too many starts of this Slurm job have come to nothing; progress: as in `endless_restarts`."""
         if refusal := manifest.endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
@@ -77,8 +88,9 @@ class RunDirectory:
                 self._write_failed(reason, error)
         with suppress(OSError):
             if self.records:
-                said = read_manifest(self.path).reason
-                self.records.append(FailureRecord(iteration=self._reached() + 1, reason=said or reason))
+                written = read_manifest(self.path)
+                first = written.reason if written else ""
+                self.append(FailureRecord(iteration=self._reached() + 1, reason=first or reason))
 
     def _write_failed(self, reason: str, error: BaseException) -> None:
         self.manifest = read_manifest(self.path) or self.manifest

@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -132,7 +133,7 @@ class Run:
 
     def _write(self, record: IterationRecord | EvalRecord) -> None:
         if self.trainer.ranks.is_main:
-            self.directory.records.append(record)
+            self.directory.append(record)
 
 
 def run(cfg: DictConfig, run_name: str) -> Path:
@@ -167,7 +168,7 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     ranks = Ranks(device(cfg))
     schedule, _, prompts, _ = planned(cfg, ranks.world_size)
     report(prompts, ranks)
-    path, config = directory_of(cfg, run_name), OmegaConf.to_container(cfg, resolve=True)
+    path, config = directory_of(cfg, run_name), resolved(cfg)
     if known := read_manifest(path):
         checked(manifest.refuse_another_config, path, known.config, config)
         checked(manifest.refuse_other_prompts, path, known.prompts_hash, prompts)
@@ -176,6 +177,11 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
         return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
     except Leave:
         raise Interrupted("nothing was done yet; the same command begins or continues this run") from None
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, every interpolation replaced by what it stands for."""
+    return {str(key): value for key, value in cast(dict[Any, Any], OmegaConf.to_container(cfg, resolve=True)).items()}
 
 
 def report(prompts: Prompts, ranks: Ranks) -> None:

@@ -53,7 +53,7 @@ def _rehearse_reward(text: str) -> None:
 
 @lru_cache
 def _rehearse_model(model: str, optim: str) -> None:
-    node, optim_node = OmegaConf.create(model), OmegaConf.create(optim)
+    node, optim_node = DictConfig(OmegaConf.create(model)), DictConfig(OmegaConf.create(optim))
     _check_arguments(node, "model")
     if node.get("weights") != "random":
         build.checked(pipeline_folder, node.path, node.get("revision"))
@@ -70,8 +70,8 @@ def _look_over(node: Any, key: str) -> None:
         return
     for name in node:
         if OmegaConf.is_missing(node, name):
-            raise build.ConfigError(f"{key}.{name}: must be given")
-        _look_over(node[name], f"{key}.{name}")
+            raise build.ConfigError(f"{key}.{name!s}: must be given")
+        _look_over(node[name], f"{key}.{name!s}")
     if "_target_" in node:
         _check_arguments(node, key)
     for name in [str(name) for name in node if str(name).endswith("revision")]:

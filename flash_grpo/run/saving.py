@@ -74,7 +74,7 @@ class Saver:
                 "place": asdict(place),
                 "batches": self._batches(place),
                 "inside_on_ranks": self.trainer.ranks.world_size if inside else 0,
-                "records_length": self.directory.records.length,
+                "records_length": self.directory.written,
             },
         }
 

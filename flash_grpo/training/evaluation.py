@@ -172,9 +172,10 @@ class Evaluation:
         base_distance_B = self._base_distance(policy, condition, asked_of, journal)
         journal.wait(lambda: asked.ready() and asked.get() is not None)  # a reward that failed raises here
         scores = asked.get()
-        for row, text in enumerate(text_B if keep else ()):
-            named = {part: float(part_B[row]) for part, part_B in scores.parts.items()}
-            keep(text, row % K, video[row].cpu(), float(scores.total_B[row]), named)
+        if keep is not None:
+            for row, text in enumerate(text_B):
+                named = {part: float(part_B[row]) for part, part_B in scores.parts.items()}
+                keep(text, row % K, video[row].cpu(), float(scores.total_B[row]), named)
         return EvaluatedPart(
             prompt_p=prompt_p,
             scores=scores,
@@ -192,9 +193,11 @@ class Evaluation:
         """Return each video's mean squared velocity difference from the base, at one state of its denoising [B]."""
         x, timestep_B, found = states.x_BCFHW.to(condition.device), self.schedule.timestep_T[states.step_B], []
         for rows in torch.arange(len(x)).split(self.batch):
-            journal.leave_if_asked()
             arguments = x[rows], timestep_B[rows], condition[rows]
-            change = policy.velocity(*arguments) - policy.base_velocity(*arguments)
+            journal.leave_if_asked()
+            change = policy.velocity(*arguments)
+            journal.leave_if_asked()  # once for each velocity: ranks that keep up compute one a vote
+            change = change - policy.base_velocity(*arguments)
             found.append(change.square().flatten(1).mean(1))
         return torch.cat(found).cpu()
 
@@ -233,8 +236,9 @@ class _States:
 
     def __init__(self, keys: NoiseKeys, shape: tuple[int, ...], num_steps: int, known: torch.Tensor | None):
         self.step_B = torch.tensor([keyed.integer(0, num_steps - 1, *key, "distance") for key in keys.initial_B])
-        noise = known is None and [keyed.normal(shape, *key) for key in keys.initial_B]
-        self.x_BCFHW = known.cpu() if known is not None else torch.stack(noise)
+        if known is None:
+            known = torch.stack([keyed.normal(shape, *key) for key in keys.initial_B])
+        self.x_BCFHW = known.cpu()
 
     def keep(self, now: Denoising) -> None:
         rows = (self.step_B == now.step).nonzero().flatten()
