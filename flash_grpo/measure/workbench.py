@@ -27,7 +27,7 @@ HALF = 10  # steps: the weights' mean over the candidates 0-9 is 1, so that both
 
 @dataclass(kw_only=True)
 class Workbench:
-    """A trainer whose weights never change, and a method per quantity that it measures.
+    """Measure quantities of a trainer's methods, one method of this class each; the trainer's weights never change.
 
     noise: name of the SDE noise schedule that the trainer was made with. cfg: the run's configuration; `cfg.measure` sets
     the repeats. Each quantity is a list of measurements: dictionaries, as mechanism.json holds them.

@@ -1,6 +1,6 @@
 """Count the FLOPs of a forward of Wan's transformer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,15 +26,15 @@ def forward_flops(config: Mapping[str, Any], latent_shape: tuple[int, ...], text
 
 @torch.no_grad()
 def tiny_flops(
-    transformer: WanTransformer3DModel, latent_shape: tuple[int, ...], empty_condition_1MD: torch.Tensor
+    transformer: WanTransformer3DModel, latent_shape: tuple[int, ...], encode: Callable[[list[str]], torch.Tensor]
 ) -> float:
     """Return the FLOPs of one forward of the tiny world's transformer, as its committed budgets count them.
 
-    That is without attention, which torch's counter does not see on a CPU. A count with attention would end every committed
-    run at another iteration.
+    encode: the policy's, which must not have encoded "" yet. The count lacks attention, which torch's counter does not see
+    on a CPU, and includes one encoding of the empty text. Another count would end every committed run at another iteration.
     """
     device = transformer.device
     x, timestep = torch.zeros(1, *latent_shape, device=device), torch.zeros(1, device=device)
     with FlopCounterMode(display=False) as counter:
-        transformer(x, timestep, empty_condition_1MD.to(device), return_dict=False)
+        transformer(x, timestep, encode([""]).to(device), return_dict=False)
     return float(counter.get_total_flops())

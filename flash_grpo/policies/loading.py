@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from flash_grpo.policies.precision import Precision
 from flash_grpo.policies.source import index_of, pipeline_folder
 from flash_grpo.policies.text import RandomConditions, TextConditions
 from flash_grpo.policies.vae import WanVideoDecoder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Loader:
     """Load or make the transformer, the decoder and the text conditions of one policy.
 
-    device: of decoder and conditions, and of a random transformer; a loaded transformer stays on the CPU. held: dtype of
-    the transformer's weights. compute: dtype of the text encoder and of random conditions. max_text_tokens: M of the
-    conditions. tiling, slicing: of the decoder, see `vae`.
+    device: of decoder and conditions, and of a random transformer; a loaded transformer stays on the CPU. precision: of the
+    transformer; the text encoder is held in its compute dtype. max_text_tokens: M of the conditions. tiling, slicing: of
+    the decoder, see `vae`.
     """
 
     device: torch.device
-    held: torch.dtype
-    compute: torch.dtype
+    precision: Precision
     max_text_tokens: int
     tiling: bool
     slicing: bool
@@ -34,11 +34,11 @@ class Loader:
         self, architecture: Mapping[str, Any]
     ) -> tuple[WanTransformer3DModel, WanVideoDecoder, RandomConditions]:
         """Make all parts without reading a file. architecture: WanTransformer3DModel's arguments."""
-        transformer = random_transformer(architecture, self.held, self.device)
+        transformer = random_transformer(architecture, self.precision.held, self.device)
         with torch.device(self.device):
             vae = AutoencoderKLWan()
         width = transformer.config.text_dim
-        conditions = RandomConditions(self.max_text_tokens, width, self.device, self.compute)
+        conditions = RandomConditions(self.max_text_tokens, width, self.device, self.precision.compute)
         return transformer, WanVideoDecoder(vae, self.tiling, self.slicing), conditions
 
     def pretrained(
@@ -47,8 +47,8 @@ class Loader:
         """Load all parts from a pipeline's folder, see `source`; ValueError if it is Wan2.2's or a part is unreadable."""
         folder = pipeline_folder(path, revision)
         _refuse_two_experts(folder, path)
-        transformer = _loaded(WanTransformer3DModel, folder, "transformer", self.held)
-        conditions = TextConditions(folder, self.max_text_tokens, self.device, self.compute, embedding_cache)
+        transformer = _loaded(WanTransformer3DModel, folder, "transformer", self.precision.held)
+        conditions = TextConditions(folder, self.max_text_tokens, self.device, self.precision.compute, embedding_cache)
         return transformer, self._decoder(folder), conditions
 
     def _decoder(self, folder: Path) -> Any:

@@ -9,7 +9,6 @@ def tune(
     transformer: WanTransformer3DModel,
     device: torch.device,
     dtype: torch.dtype,
-    *,
     gradient_checkpointing: bool,
     attention: str | None,
     compile: bool,

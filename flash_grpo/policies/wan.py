@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from flash_grpo.policies.flops import forward_flops, tiny_flops
 from flash_grpo.policies.loading import Loader
 from flash_grpo.policies.lora import add_lora, save_lora, without_lora
+from flash_grpo.policies.precision import precision_of
 from flash_grpo.policies.shard import shard_frozen
 from flash_grpo.policies.source import TINY
 from flash_grpo.policies.text import RandomConditions, TextConditions
@@ -20,7 +20,6 @@ from flash_grpo.policies.tuning import tune
 
 transformers_logging.disable_progress_bar()
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = ("pretrained", "random")
 
 
@@ -66,34 +65,29 @@ class WanPolicy:
         slicing: bool = False,
         shard: bool = False,
     ):
-        _refuse_other("dtype", dtype, DTYPES)
-        _refuse_other("weights", weights, WEIGHTS)
+        if weights not in WEIGHTS:
+            raise ValueError(f"model.weights={weights}: allowed are {', '.join(WEIGHTS)}")
         if shard and not lora:
             raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
         self.device, self.guidance, self.negative_prompt = torch.device(device), guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
-        self._compute = DTYPES[dtype]
-        self._held = self._compute if lora else torch.float32
-        loader = Loader(
-            device=self.device, held=self._held, compute=self._compute, max_text_tokens=max_text_tokens, tiling=tiling,
-            slicing=slicing,
-        )  # fmt: skip
-        self.transformer, self.codec, self.encode = (
-            loader.random(dict(architecture or {}))
-            if weights == "random"
-            else loader.pretrained(path, revision, embedding_cache)
-        )
+        self._lora, self._base = dict(lora or {}), None
+        self._precision = precision_of(dtype, self.device, frozen=bool(lora))
+        loader = Loader(self.device, self._precision, max_text_tokens, tiling=tiling, slicing=slicing)
+        if weights == "random":
+            self.transformer, self.codec, self.encode = loader.random(dict(architecture or {}))
+        else:
+            self.transformer, self.codec, self.encode = loader.pretrained(path, revision, embedding_cache)
         if not shard:  # `shard_frozen` moves it block by block
             self.transformer.to(self.device)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
-        self.flops_per_forward = self._flops(path, max_text_tokens)
-        self._lora, self._base = dict(lora or {}), None
+        if path == TINY:
+            self.flops_per_forward = tiny_flops(self.transformer, self.latent_shape, self.encode)
+        else:
+            self.flops_per_forward = forward_flops(self.transformer.config, self.latent_shape, max_text_tokens)
         if lora:
             add_lora(self.transformer, **lora)
-        tune(
-            self.transformer, self.device, self._compute, gradient_checkpointing=gradient_checkpointing,
-            attention=attention, compile=compile,
-        )  # fmt: skip
+        tune(self.transformer, self.device, self._precision.compute, gradient_checkpointing, attention, compile)
         self.forwards_together = shard and shard_frozen(self.transformer, self.device)
 
     def prefetch(self, texts: Iterable[str]) -> None:
@@ -132,35 +126,17 @@ class WanPolicy:
             self.transformer.save_pretrained(folder / "transformer")
 
     def _guided(
-        self, transformer: WanTransformer3DModel, x: torch.Tensor, timestep_B: torch.Tensor, condition_BMD: torch.Tensor
+        self,
+        transformer: WanTransformer3DModel,
+        x_BCFHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        condition_BMD: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the guided velocity; both halves of guidance share one batch.
-
-        `timestep_B` must be 1-D: Wan takes a 2-D one for timesteps per token.
-        """
-        timestep_B = timestep_B.to(x.device)
+        """Return the velocity with guidance, whose two halves share one forward."""
         if self.guidance == 1:
-            return self._forward(transformer, x, timestep_B, condition_BMD)
+            return self._precision.forward(transformer, x_BCFHW, timestep_B, condition_BMD)
         negative_BMD = self.encode([self.negative_prompt]).expand_as(condition_BMD)
-        both = self._forward(
-            transformer, x.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([condition_BMD, negative_BMD])
-        )
-        conditional, unconditional = both.chunk(2)
+        both = torch.cat([condition_BMD, negative_BMD])
+        velocity = self._precision.forward(transformer, x_BCFHW.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), both)
+        conditional, unconditional = velocity.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
-
-    def _forward(self, transformer, x: torch.Tensor, timestep_B: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        with self._precision():
-            return transformer(x.to(self._held), timestep_B, condition.to(self._held), return_dict=False)[0].float()
-
-    def _precision(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, self._compute) if self._held != self._compute else nullcontext()
-
-    def _flops(self, path: str, text_tokens: int) -> float:
-        if path == TINY:
-            return tiny_flops(self.transformer, self.latent_shape, self.encode([""]))
-        return forward_flops(self.transformer.config, self.latent_shape, text_tokens)
-
-
-def _refuse_other(key: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"model.{key}={value}: allowed are {', '.join(allowed)}")

@@ -46,6 +46,7 @@ class RemoteReward:
         return self.ask(video_BFHWC, text).get()
 
     def ask(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> "AskedServers":
+        """Send uint8 videos [B, F, H, W, 3] and their texts to the servers, and do not wait for the scores."""
         requests = []
         for rows in torch.arange(len(text)).split(self._batch):
             first, texts = next(self._turn) % len(self._urls), [text[row] for row in rows.tolist()]
@@ -53,6 +54,7 @@ class RemoteReward:
         return AskedServers(requests)
 
     def _scored(self, first: int, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
+        """Return the answer of the first server that has one. first: index of the server to try first."""
         request = _Request(itertools.cycle(self._urls[first:] + self._urls[:first]), time.monotonic())
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _Again)),
@@ -65,7 +67,7 @@ class RemoteReward:
         except (httpx.TransportError, _Again) as error:
             raise RewardError(
                 f"reward server {' '.join(self._urls)}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: "
-                f"{error}); start it again and give the same command: the run goes on where it was"
+                f"{error}); start it again, then give the same command to continue the run"
             ) from error
         if len(answer["total"]) != len(text):
             raise RewardError(f"reward server: {len(answer['total'])} scores for {len(text)} videos")
@@ -74,14 +76,14 @@ class RemoteReward:
     def _answer_of_next(self, request: "_Request", body: bytes) -> dict:
         """Ask the next server. Raise _Again if the request should be tried again, RewardError if every server rejects it."""
         url = next(request.urls)
-        answer = (
-            self._client.get(f"{url}/health") if request.was_busy else None
-        )  # cheaper than sending the videos to a busy server again
+        answer = None
+        if request.was_busy:  # look before sending the videos again
+            answer = self._client.get(f"{url}/health")
         if answer is None or "Retry-After" not in answer.headers:
             answer = self._client.post(f"{url}/score", content=body)
         if "Retry-After" in answer.headers:
             request.heard, request.was_busy = time.monotonic(), True
-            raise _Busy(f"{url} works for others")
+            raise _Busy(f"{url} is busy")
         if answer.status_code >= 500:
             raise _Again(f"{answer.status_code} {answer.text[:200]}")
         if answer.status_code != 200:
@@ -136,12 +138,14 @@ class AskedServers:
     requests: list[AsyncResult]
 
     def ready(self) -> bool:
+        """Return True if `get` would not wait: all have answered, or one has failed."""
         return bool(self._failed()) or all(request.ready() for request in self.requests)
 
     def _failed(self) -> list[AsyncResult]:
         return [request for request in self.requests if request.ready() and not request.successful()]
 
     def get(self) -> Scores:
+        """Wait for the scores; raise RewardError if a request has failed for good."""
         for request in self._failed():  # fail now: the other requests may be retried for long
             request.get()
         answers = [request.get() for request in self.requests]
@@ -154,6 +158,7 @@ class AskedServers:
 
 
 def _refuse_bad_address(url: str) -> None:
+    """Raise ValueError if the URL is not the address of a server."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

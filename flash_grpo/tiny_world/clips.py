@@ -1,6 +1,7 @@
 """Render the tiny world's clips: 9 frames of 16x16 RGB, one soft-edged coloured shape that moves over a dark ground.
 
-Shape legend as in `algorithm/types.py`: B videos, F frame, H height, W width, C colour. Lengths are in pixels, colours in [0, 1].
+Shape legend as in `algorithm/types.py`: B videos, F frame, H height, W width, C colour. Lengths are in pixels, colours in
+[0, 1].
 """
 
 from dataclasses import dataclass

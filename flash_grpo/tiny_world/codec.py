@@ -15,7 +15,8 @@ WHITENING = 0.5
 class LinearVideoCodec(ModelMixin, ConfigMixin):
     """Map videos [B, F, H, W, 3] in [0, 1] to latents [B, C, L, H/4, W/4] and back.
 
-    It is saved and loaded like diffusers' models: `from_pretrained(checkpoint, subfolder="vae")`, `save_pretrained(checkpoint / "vae")`.
+    It is saved and loaded like diffusers' models:
+    `from_pretrained(checkpoint, subfolder="vae")`, `save_pretrained(checkpoint / "vae")`.
     """
 
     @register_to_config
