@@ -1,4 +1,4 @@
-"""Videos on disk, and VBench's results."""
+"""Test videos on disk, and VBench's results."""
 
 import json
 
@@ -77,8 +77,8 @@ def test_vbench_results_go_where_the_analysis_reads_them_whichever_folder_was_ju
 
 def test_vbench_results_of_one_dimension_leave_the_others(tmp_path, capsys):
     file = tmp_path / "x_eval_results.json"
-    for told in ({"a": [0.5, []], "b": [0.25, []]}, {"b": [0.75, []]}):
-        file.write_text(json.dumps(told))
+    for results in ({"a": [0.5, []], "b": [0.25, []]}, {"b": [0.75, []]}):
+        file.write_text(json.dumps(results))
         evaluate.main([str(tmp_path), "--vbench", str(file)])
     assert read_vbench(tmp_path / "vbench.json") == {"a": 50.0, "b": 75.0}
     file.write_text(json.dumps({"c": [12.5, []]}))  # in percent
