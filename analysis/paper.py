@@ -1,6 +1,5 @@
 """The paper's own numbers beside a study's: Table 1 and the layout of Figures 4 and 5. Caveats: paper/README.md."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from analysis import figures, style
 from analysis.statistics import Estimate, mean_estimate
 from analysis.study import Study
+from flash_grpo.records.vbench import read_vbench
 
 PAPER = Path(__file__).parent / "paper"
 VBENCH_FILE, BASE = "vbench.json", "evaluation/base"
@@ -78,17 +78,9 @@ def _overlay(ax: Axes, figure: str, split: str, divisor: float) -> None:
 
 
 def vbench_scores(run_dir: Path) -> dict[str, float]:
-    """Percent by dimension from VBench's result JSON (`{dimension: [score, per video]}` or `{dimension: score}`)."""
+    """Return percent by dimension of Table 1, from the run's VBench results; empty if it has none."""
     file = run_dir / VBENCH_FILE
-    if not file.exists():
-        return {}
-    results = json.loads(file.read_text())
-    scores = {
-        name: results[name][0] if isinstance(results[name], list) else results[name]
-        for name in VBENCH
-        if name in results
-    }
-    return {name: 100 * score if score <= 1 else score for name, score in scores.items()}
+    return {name: score for name, score in read_vbench(file).items() if name in VBENCH} if file.exists() else {}
 
 
 def has_vbench(study: Study) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `python train.py` and `python train.py -m`. Imports nothing heavy, so that `--help` is quick."""
+"""Run the command line of `python train.py` and `python train.py -m`. Imports nothing heavy, so that `--help` is quick."""
 
 import os
 import sys
@@ -13,7 +13,10 @@ from flash_grpo.run.compose import CONF
 
 
 def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-    """`task` as a Hydra program over the suite's configuration; bad input ends it with one line and exit code 2."""
+    """Return a Hydra program that runs `task` on the composed configuration.
+
+    Bad input ends the program with one line and exit code 2.
+    """
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
     def guarded(cfg: DictConfig) -> None:
@@ -27,15 +30,16 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             refuse(str(error))
 
     def main() -> None:
-        options, asked = split(sys.argv[1:])
-        check_overrides(options, asked)
-        sys.argv[1:] = [*options, *asked]  # Hydra would refuse `train.py seed=1 -m sweeps=demo`
+        options, overrides = split(sys.argv[1:])
+        check_overrides(options, overrides)
+        sys.argv[1:] = [*options, *overrides]  # Hydra would refuse `train.py seed=1 -m sweeps=demo`
         guarded()
 
     return main
 
 
 def train(cfg: DictConfig) -> None:
+    """Train one run to its budget and print its summary. Exit code 1 if it fails, 130 if it is interrupted."""
     from flash_grpo.algorithm.denoise import DivergedError
     from flash_grpo.algorithm.protocols import RewardError
     from flash_grpo.run import loop, stop, stored

@@ -1,20 +1,21 @@
-"""`python -m flash_grpo.export RUN`: a run's averaged weights, for diffusers.
+"""`python -m flash_grpo.export RUN`: export a run's averaged weights for diffusers.
 
-Writes RUN/export/pytorch_lora_weights.safetensors, which `WanPipeline.load_lora_weights(RUN/export)` takes, or, where the
-run trained every weight, RUN/export/transformer, which `WanTransformer3DModel.from_pretrained` takes.
+Writes RUN/export/pytorch_lora_weights.safetensors for `WanPipeline.load_lora_weights(RUN/export)`. If the run trained every
+weight, writes RUN/export/transformer for `WanTransformer3DModel.from_pretrained`.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from flash_grpo.run.stored import known_run, saved_state
+from flash_grpo.run.stored import known_run, policy_of, saved_state
 
 
 def export(run_dir: Path, output: Path | None = None, iteration: int | None = None) -> Path:
-    """Writes the weights of the newest checkpoint, or of `iteration`'s; returns the folder."""
-    from flash_grpo.run.stored import policy_of
+    """Write the weights of the newest checkpoint, or of `iteration`'s; return the folder.
 
+    output: default RUN/export. ValueError if there is no such run or checkpoint.
+    """
     manifest, state = known_run(run_dir), saved_state(run_dir, iteration)
     output = output or run_dir / "export"
     policy_of(manifest.config, "cpu").export(output, state["ema"])
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--output", type=Path, help="default: RUN/export")
-    parser.add_argument("--iteration", type=int, help="of a checkpoint that is kept; default: the newest")
+    parser.add_argument("--iteration", type=int, help="a kept checkpoint's; default: the newest")
     args = parser.parse_args(argv)
     try:
         print(export(args.run, args.output, args.iteration))

@@ -1,6 +1,6 @@
-"""Local copies of hub repositories. Nothing is downloaded: a hundred ranks that each fetch 70 GB are no start of a run.
+"""Find this machine's copies of hub repositories. A missing one is named, with the command that downloads it.
 
-What is missing is named, with the command that fetches it.
+Nothing is downloaded here: a run must not begin with a hundred ranks that download 70 GB each.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 
 def local_folder(path: str, revision: str | None, key: str) -> Path:
-    """The folder `path`, or this machine's copy of the hub repository `path` at a pinned revision.
+    """Return the folder `path`, or this machine's copy of the hub repository `path` at a pinned revision.
 
-    key: how the configuration calls it, for the one line of the ValueError.
+    key: the configuration's name of the path, for the message. ValueError in one line if there is neither.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -1,54 +1,49 @@
-"""Refuse a misspelt key, group, option or value in one line, before Hydra looks."""
+"""Read `key=value` and `group=option` from a command line, and refuse a misspelt one in a single line, before Hydra does."""
 
 import difflib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flash_grpo.run.compose import CONF, GROUPS
 
 SWEEP = ("-m", "--multirun")
-
-
-NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")
-
-
+NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")  # options with which `sweeps=` is allowed
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
+CHANGEABLE = ("prompts", "evaluation")  # groups that may be chosen anew for a finished run; so may reward
 
 
 def refuse(message: str) -> None:
+    """Print the message as one line and end the program with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and overrides."""
-    options, asked = [], []
+    """Split command-line arguments into options with their values, and overrides."""
+    options, overrides = [], []
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         value = previous.startswith("-") and previous not in SWEEP and "=" not in argument and argument[:1] != "~"
-        (options if argument.startswith("-") or value else asked).append(argument)
-    return options, asked
+        (options if argument.startswith("-") or value else overrides).append(argument)
+    return options, overrides
 
 
-def check_overrides(options: list[str], asked: list[str]) -> None:
-    """Names a misspelt key, group, option or value and what is allowed, before Hydra, whose messages are longer, looks."""
-    overrides = [_parsed(argument) for argument in asked]
-    for override in overrides:
-        if override.key_or_group == "sweeps" and not any(flag in options for flag in NOT_A_RUN):
-            refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
-        if override.is_sweep_override() and not any(flag in options for flag in SWEEP):
-            refuse(f"{override.input_line}: several values are a sweep of several runs: add -m")
+def check_overrides(options: list[str], overrides: list[str]) -> None:
+    """Refuse a misspelt key, group, option or value and name what is allowed; Hydra's own messages are longer."""
+    parsed = [_parsed(argument) for argument in overrides]
+    _check_sweeps(options, parsed)
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     with initialize_config_dir(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = [item for item in overrides if item.key_or_group in loader.list_groups("") or "/" in item.key_or_group]
+        groups = [item for item in parsed if item.key_or_group in loader.list_groups("") or "/" in item.key_or_group]
         for override in groups:
             _check_options(override, loader.get_group_options(override.key_or_group))
         chosen = [f"{item.input_line.split('=')[0]}={value}" for item in groups for value in _values(item)[:1]]
@@ -56,21 +51,30 @@ def check_overrides(options: list[str], asked: list[str]) -> None:
             cfg = compose("config", overrides=chosen, return_hydra_config=True)
         except HydraException as error:
             refuse(" ".join(str(error).split()))
-        for override in overrides:
+        for override in parsed:
             if override not in groups and override.type == OverrideType.CHANGE:
                 _check_key(cfg, override)
+
+
+def _check_sweeps(options: list[str], overrides: list[Override]) -> None:
+    """Refuse what only a sweep can run where -m was not given."""
+    for override in overrides:
+        if override.key_or_group == "sweeps" and not any(flag in options for flag in NOT_A_RUN):
+            refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
+        if override.is_sweep_override() and not any(flag in options for flag in SWEEP):
+            refuse(f"{override.input_line}: several values are a sweep of several runs: add -m")
 
 
 def _parsed(argument: str) -> Override:
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
-        refuse(f"{argument}: {told[0]}; expected key=value or group=option")
+        lines = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
+        refuse(f"{argument}: {lines[0]}; expected key=value or group=option")
 
 
 def _values(override: Override) -> list[Any]:
-    """What the override asks for: one value, those of a list to sweep over, none where only Hydra can tell."""
+    """Return the values that the override gives: one, several of a sweep's list, or none where only Hydra can tell."""
     if override.type == OverrideType.DEL:
         return []
     values = getattr(override.value(), "list", []) if override.is_sweep_override() else [override.value()]
@@ -84,6 +88,7 @@ def _check_options(override: Override, allowed: list[str]) -> None:
 
 
 def _check_key(cfg: DictConfig, override: Override) -> None:
+    """Refuse a key that the configuration lacks, naming a near one, and a value of another kind than the default's."""
     node: Any = cfg
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
@@ -103,19 +108,65 @@ def _check_key(cfg: DictConfig, override: Override) -> None:
 
 
 def _check_kind(key: str, value: Any, default: Any) -> None:
-    """Where the default is a truth value or a number, so must the value be; null and interpolations fit everywhere."""
-    for kind, (allowed, told) in KINDS.items():
+    """Refuse a value that is not a truth value or a number where the default is; null and interpolations fit any key."""
+    for kind, (allowed, expected) in KINDS.items():
         if isinstance(default, kind):
             fits = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
             if not fits and value is not None and not str(value).startswith("${"):
-                refuse(f"{key}={value}: expected {told}, as in {key}={default}")
+                refuse(f"{key}={value}: expected {expected}, as in {key}={default}")
             return
 
 
 def composed_outside(overrides: list[str]) -> DictConfig:
-    """A configuration for a program that is no `command`; bad overrides end it with one line and exit code 2."""
+    """Compose a configuration for a program that is not a `cli.command`; bad overrides end it with exit code 2."""
     from hydra import compose, initialize_config_dir
 
     check_overrides([], overrides)
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose("config", overrides=overrides)
+
+
+def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a finished run's configuration with other values, other prompts or another evaluation.
+
+    A stored configuration is resolved, so Hydra cannot compose it again. ValueError if an override does not fit.
+    """
+    for item in overrides:
+        key, equals, _ = item.lstrip("+").partition("=")
+        if not equals:
+            raise ValueError(f"{item}: expected key=value")
+        if key in CHANGEABLE:
+            cfg[key] = OmegaConf.to_container(composed_outside([item])[key])
+        elif key in GROUPS or OmegaConf.is_dict(cfg.get(key)):
+            raise ValueError(f"{item}: of a run only reward, prompts and evaluation can be chosen anew")
+        else:
+            OmegaConf.set_struct(cfg, not item.startswith("+"))
+            try:
+                cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([item.lstrip("+")]))
+            except OmegaConfBaseException as error:
+                raise ValueError(f"{item}: {str(error).splitlines()[0]}") from error
+            OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def composed_rewards(names: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose options of the reward group; several become a sum with equal weights, whose parts keep them apart.
+
+    overrides: `reward.key=value` for a single reward; for several, `reward.NAME.key=value` with the name of the reward that
+    is meant. ValueError if an override names none of them.
+    """
+    rewards, left = {}, list(overrides)
+    for name in names:
+        mine = [item for item in left if len(names) == 1 or item.lstrip("+").startswith(f"reward.{name}.")]
+        own = [item.replace(f"reward.{name}.", "reward.", 1) for item in mine]
+        rewards[name] = OmegaConf.to_container(composed_outside([f"reward={name}", *own]).reward)
+        left = [item for item in left if item not in mine]
+    if left:
+        raise ValueError(f"{left[0]}: of which reward? reward.NAME.key=value, NAME one of {', '.join(names)}")
+    composite = {
+        "_target_": "flash_grpo.rewards.composite.CompositeReward",
+        "_convert_": "all",  # Hydra would otherwise make dictionaries of rewards that are dataclasses
+        "rewards": rewards,
+        "weights": dict.fromkeys(names, 1.0),
+    }
+    return composite if len(names) > 1 else rewards[names[0]]

@@ -1,10 +1,10 @@
-"""`python -m flash_grpo.serve reward=hpsv3 server.port=8700`: a reward in its own process and environment.
+"""`python -m flash_grpo.serve reward=hpsv3 server.port=8700`: serve a reward from its own process and environment.
 
 POST /score takes safetensors (`video` uint8 [B, F, H, W, 3], `text` the UTF-8 bytes of a JSON list) and answers with JSON
-(`total`, `parts`, `device_seconds`), or with 503 and Retry-After where enough others wait; GET /health tells what is
-served, with Retry-After where there is no room. One process scores on one device: start one for each, with
-CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is required
-unless the server listens on loopback only.
+(`total`, `parts`, `device_seconds`), or with 503 and Retry-After while enough other requests wait. GET /health tells what
+is served, with Retry-After while the server is full. One process scores on one device: for several devices start several,
+with CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is
+required unless the server listens on loopback only.
 """
 
 import asyncio
@@ -28,53 +28,68 @@ from flash_grpo.rewards.wire import TOKEN, packed_scores, unpacked_request
 
 log = logging.getLogger(__name__)
 COME_AGAIN = {"Retry-After": "1"}
-AT_MOST = 4  # requests at once, the one that is scored among them: others come again, instead of filling the memory
+AT_MOST = 4  # requests held at once, with the one being scored; more are sent away, so that they do not fill the memory
 
 
 def application(reward: Reward, name: str, token: str | None, max_bytes: int, device: str = "cpu") -> Starlette:
-    """The web application. token: what callers must send, None lets everybody in. max_bytes: of a request's body."""
-    turn, inside = asyncio.Lock(), 0
+    """Make the web application that serves `reward`.
 
-    def scored(video: torch.Tensor, text: tuple[str, ...]) -> bytes:
-        start = time.perf_counter()
-        scores = reward(video, text)
-        return packed_scores(scores, time.perf_counter() - start + scores.device_seconds)
+    name, device: shown by /health. token: what callers must send; None lets everybody in. max_bytes: of a request's body.
+    """
+    server = _Server(reward, token, max_bytes)
 
-    async def score(request: Request) -> Response:
-        nonlocal inside
-        if not _may_enter(request, token):
-            return _refused(401, f"a token is needed: set {TOKEN} to the server's")
-        if inside >= AT_MOST:
-            await _limited_body(request, max_bytes)  # the answer to a body that is not read would be lost
-            return _refused(503, f"{inside} requests are here already", COME_AGAIN)
-        inside += 1
+    async def health(request: Request) -> Response:
+        state = {"reward": name, "device": device, "busy": server.scoring.locked()}
+        return JSONResponse(state, headers=COME_AGAIN if server.is_full else None)
+
+    return Starlette(routes=[Route("/score", server.score, methods=["POST"]), Route("/health", health)])
+
+
+class _Server:
+    """Score requests one at a time and hold at most AT_MOST of them. For the arguments see `application`."""
+
+    def __init__(self, reward: Reward, token: str | None, max_bytes: int):
+        self.reward, self.token, self.max_bytes = reward, token, max_bytes
+        self.scoring, self.held = asyncio.Lock(), 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.held >= AT_MOST
+
+    async def score(self, request: Request) -> Response:
+        if not _may_enter(request, self.token):
+            return _refused(401, f"wrong or missing token: set {TOKEN} to the server's")
+        if self.is_full:
+            await _limited_body(request, self.max_bytes)  # a client that is still sending would not see the answer
+            return _refused(503, f"{self.held} requests are held already", COME_AGAIN)
+        self.held += 1
         try:
-            return await answer_to(request)
+            return await self._answer(request)
         finally:
-            inside -= 1
+            self.held -= 1
 
-    async def answer_to(request: Request) -> Response:
-        body = await _limited_body(request, max_bytes)
+    async def _answer(self, request: Request) -> Response:
+        body = await _limited_body(request, self.max_bytes)
         if body is None:
-            return _refused(413, f"more than {max_bytes} bytes: raise server.max_megabytes or lower reward.batch")
+            return _refused(413, f"more than {self.max_bytes} bytes: raise server.max_megabytes or lower reward.batch")
         try:
             video, text = unpacked_request(body)
         except ValueError as error:
             return _refused(400, str(error))
         try:
-            async with turn:
-                if await request.is_disconnected():  # it has lost patience, and asks again
-                    return _refused(408, "nobody waits for it")
-                return Response(await run_in_threadpool(scored, video, text), media_type="application/json")
-        except Exception as error:  # the scorer's own; 5xx is left to a server that is going down, which is asked again
+            async with self.scoring:
+                if await request.is_disconnected():  # the client has timed out, and will ask again
+                    return _refused(408, "the client has gone")
+                answer = await run_in_threadpool(self._scored, video, text)
+                return Response(answer, media_type="application/json")
+        except Exception as error:  # 422, not 5xx: clients retry a 5xx, and this would fail again
             log.exception("scoring %d videos", len(text))
             return _refused(422, f"the scorer failed: {type(error).__name__}: {error}")
 
-    async def health(request: Request) -> Response:
-        told = {"reward": name, "device": device, "busy": turn.locked()}
-        return JSONResponse(told, headers=COME_AGAIN if inside >= AT_MOST else None)
-
-    return Starlette(routes=[Route("/score", score, methods=["POST"]), Route("/health", health)])
+    def _scored(self, video: torch.Tensor, text: tuple[str, ...]) -> bytes:
+        start = time.perf_counter()
+        scores = self.reward(video, text)
+        return packed_scores(scores, time.perf_counter() - start + scores.device_seconds)
 
 
 def _may_enter(request: Request, token: str | None) -> bool:
@@ -83,7 +98,7 @@ def _may_enter(request: Request, token: str | None) -> bool:
 
 
 async def _limited_body(request: Request, max_bytes: int) -> bytes | None:
-    """The body, or None as soon as it is known to be too large."""
+    """Read the body; return None as soon as it proves too large."""
     if int(request.headers.get("Content-Length", 0)) > max_bytes:
         return None
     body = bytearray()
@@ -99,10 +114,12 @@ def _refused(status: int, why: str, headers: dict[str, str] | None = None) -> Re
 
 
 def required_token(host: str) -> str | None:
-    """The environment's token; ValueError where there is none and others than this machine could call."""
+    """Return the environment's token; ValueError if there is none and other machines can reach `host`."""
     token = os.environ.get(TOKEN) or None
     if token is None and not _is_loopback(host):
-        raise ValueError(f"server.host={host}: others can reach it; set {TOKEN} in the environment, or use 127.0.0.1")
+        raise ValueError(
+            f"server.host={host}: other machines can reach it; set {TOKEN} in the environment, or use 127.0.0.1"
+        )
     return token
 
 
@@ -114,6 +131,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serve(cfg: DictConfig) -> None:
+    """Load the configured reward and serve it until the process is ended."""
     import uvicorn
 
     from flash_grpo.run.build import build, checked, device

@@ -58,7 +58,7 @@ def _on_two_ranks(*args: str) -> subprocess.CompletedProcess:
     return done
 
 
-def _told(output: Path) -> dict:
+def _evaluation(output: Path) -> dict:
     return json.loads((output / "evaluation.json").read_text())
 
 
@@ -67,20 +67,23 @@ def _manifest(output: Path, name: str) -> list[dict]:
 
 
 def test_several_rewards_at_once_are_paired_one_by_one(alone):
-    told, lines = _told(alone), {name: _manifest(alone, name) for name in ("base", "000002")}
-    assert list(told["paired"]["000002"]["parts"]) == ["colour", "motion", "smoothness", "brightness", "shapes"]
-    for part, gain in told["paired"]["000002"]["parts"].items():
+    result, lines = _evaluation(alone), {name: _manifest(alone, name) for name in ("base", "000002")}
+    assert list(result["paired"]["000002"]["parts"]) == ["colour", "motion", "smoothness", "brightness", "shapes"]
+    for part, gain in result["paired"]["000002"]["parts"].items():
         before, after = ([line["parts"][part] for line in lines[name]] for name in lines)
         gains = [
             (b - a + d - c) / 2 for a, c, b, d in zip(before[::2], before[1::2], after[::2], after[1::2], strict=True)
         ]
         mean = sum(gains) / 3
-        sem = (sum((one - mean) ** 2 for one in gains) / 2 / 3) ** 0.5
+        sem = (sum((gain_of_prompt - mean) ** 2 for gain_of_prompt in gains) / 2 / 3) ** 0.5
         assert (gain["mean"], gain["sem"]) == (pytest.approx(mean, abs=1e-5), pytest.approx(sem, abs=1e-5))
     total = (
-        told["paired"]["000002"]["parts"]["shapes"]["mean"] + told["paired"]["000002"]["parts"]["brightness"]["mean"]
+        result["paired"]["000002"]["parts"]["shapes"]["mean"]
+        + result["paired"]["000002"]["parts"]["brightness"]["mean"]
     )
-    assert told["paired"]["000002"]["mean"] == pytest.approx(total, abs=1e-5) and told["paired"]["000002"]["mean"] != 0
+    assert (
+        result["paired"]["000002"]["mean"] == pytest.approx(total, abs=1e-5) and result["paired"]["000002"]["mean"] != 0
+    )
 
 
 def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
@@ -121,13 +124,13 @@ def server():
 )
 def test_a_named_reward_takes_its_overrides(finished, server, tmp_path, asked, parts):
     main([str(finished), *(item.format(url=server) for item in asked), "--output", str(tmp_path)])
-    assert list(_told(tmp_path)["paired"]["000002"]["parts"]) == parts
+    assert list(_evaluation(tmp_path)["paired"]["000002"]["parts"]) == parts
 
 
 def test_a_model_without_a_run_takes_them_too(server, prompts, tmp_path):
     asked = ["--reward", "remote", f"reward.urls=[{server}]", "--output", str(tmp_path)]
     main(["BASE", *SMALL, *prompts(1), *asked])
-    assert list(_told(tmp_path)["base"]["parts"]) == ["brightness"]
+    assert list(_evaluation(tmp_path)["base"]["parts"]) == ["brightness"]
 
 
 def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, prompts, tmp_path):
@@ -141,8 +144,8 @@ def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, 
             str(tmp_path),
         ]
     )
-    told = _told(tmp_path)
-    assert list(told["base"]["prompt_rewards"]) == list(CAPTIONS[:1])
+    result = _evaluation(tmp_path)
+    assert list(result["base"]["prompt_rewards"]) == list(CAPTIONS[:1])
     assert len(_manifest(tmp_path, "base")) == 4  # tiny: four noises
 
 
@@ -150,14 +153,14 @@ def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
     known = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
     file = tmp_path / "test.jsonl"
     file.write_text(
-        "".join(json.dumps(one) + "\n" for one in ({"prompt": CAPTIONS[0], **known}, {"prompt": CAPTIONS[1]}))
+        "".join(json.dumps(line) + "\n" for line in ({"prompt": CAPTIONS[0], **known}, {"prompt": CAPTIONS[1]}))
     )
     main([str(finished), f"prompts.test={file}", "--output", str(tmp_path)])
     assert [line.get("metadata") for line in _manifest(tmp_path, "000002")] == [known, None]
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         (["--reward", "nowhere"], "reward=nowhere: there is no such option"),
         (["model=wan21_14b"], "model=wan21_14b: of a run only reward, prompts and evaluation can be chosen anew"),
@@ -173,11 +176,11 @@ def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, asked, told):
+def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, asked, message):
     with pytest.raises(SystemExit, match="2"):
         main([str(finished), *asked, "--output", str(tmp_path)])
     err = capsys.readouterr().err
-    assert told in err and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_videos_of_other_prompts_need_a_directory_of_their_own(finished, prompts, tmp_path, capsys):
@@ -202,7 +205,7 @@ def test_several_checkpoints_are_paired_with_the_base_each(finished, tmp_path, c
     main([str(finished), "--iteration", "0", "--iteration", "2", "--output", str(tmp_path)])
     head, reward, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["base", "000000", "gain", "000002", "gain"]
-    paired = _told(tmp_path)["paired"]
+    paired = _evaluation(tmp_path)["paired"]
     assert list(paired) == ["000000", "000002"]
     assert paired["000000"]["mean"] == 0 != paired["000002"]["mean"]
     assert f"{paired['000002']['mean']:+.3f}" in reward
@@ -212,9 +215,9 @@ def test_one_prompt_has_a_gain_and_no_standard_error(prompts, tmp_path, config, 
     cfg = config(*prompts(1), f"runs_root={tmp_path}", "rollout.layout.num_prompts=1")
     main([str(loop.run(cfg, cfg.run_name)), "--output", str(tmp_path / "out")])
     text = (tmp_path / "out" / "evaluation.json").read_text()
-    told = json.loads(text)
-    assert "NaN" not in text and told["paired"]["000002"]["sem"] is None and told["paired"]["000002"]["n"] == 1
-    assert told["base"]["reward_sem"] is None
+    result = json.loads(text)
+    assert "NaN" not in text and result["paired"]["000002"]["sem"] is None and result["paired"]["000002"]["n"] == 1
+    assert result["base"]["reward_sem"] is None
     printed = capsys.readouterr().out
     assert "nan" not in printed and "± 0" not in printed
 
@@ -222,7 +225,7 @@ def test_one_prompt_has_a_gain_and_no_standard_error(prompts, tmp_path, config, 
 def test_two_ranks_evaluate_as_one_does(finished, alone, tmp_path):
     done = _on_two_ranks(str(finished), *REWARDS, TWO_NOISES, "--output", str(tmp_path))
     assert done.stdout.count("gain: paired over 3 prompts") == 1
-    ours, theirs = _told(alone), _told(tmp_path)
+    ours, theirs = _evaluation(alone), _evaluation(tmp_path)
     for name in ("base", "000002"):
         assert theirs[name]["parts"] == pytest.approx(ours[name]["parts"], abs=3e-4)
         assert theirs[name]["prompt_rewards"] == pytest.approx(ours[name]["prompt_rewards"], abs=3e-4)
@@ -236,5 +239,5 @@ def test_two_ranks_evaluate_as_one_does(finished, alone, tmp_path):
 
 def test_a_rank_without_videos_takes_part(prompts, tmp_path):
     _on_two_ranks("BASE", *SMALL, *prompts(1), "--output", str(tmp_path))
-    assert list(_told(tmp_path)["base"]["parts"]) == ["colour", "motion", "smoothness"]
+    assert list(_evaluation(tmp_path)["base"]["parts"]) == ["colour", "motion", "smoothness"]
     assert len(_manifest(tmp_path, "base")) == 1

@@ -84,5 +84,5 @@ def test_a_step_up_the_gradient_raises_each_part(video_BFHWC, name):
 
 
 def test_a_text_outside_the_little_world_is_refused(video_BFHWC):
-    with pytest.raises(ValueError, match="no caption of the little world"):
+    with pytest.raises(ValueError, match="not a caption of the tiny world"):
         score(video_BFHWC[:1], ("a cat",))

@@ -1,4 +1,4 @@
-"""Videos on disk, and VBench's results."""
+"""Test videos on disk, and VBench's results."""
 
 import json
 
@@ -8,7 +8,8 @@ import torch
 
 from analysis import paper
 from flash_grpo import evaluate
-from flash_grpo.measure.videos import read_vbench, vbench_name, write_mp4
+from flash_grpo.measure.videos import vbench_name, write_mp4
+from flash_grpo.records.vbench import read_vbench
 
 
 def test_names_are_vbenchs_where_the_file_system_allows():
@@ -36,6 +37,12 @@ def test_vbench_results_are_read_as_percent(tmp_path):
         file.write_text(wrong)
         with pytest.raises(ValueError, match="not VBench's results"):
             read_vbench(file)
+
+
+def test_a_vbench_file_in_percent_is_not_multiplied_again(tmp_path):
+    file = tmp_path / "x_eval_results.json"
+    file.write_text(json.dumps({"subject_consistency": [97.0, []], "object_class": 0.5}))
+    assert read_vbench(file) == {"subject_consistency": 97.0, "object_class": 0.5}
 
 
 def test_vbench_results_that_were_read_back_fill_table_1(tmp_path, capsys):
@@ -70,10 +77,13 @@ def test_vbench_results_go_where_the_analysis_reads_them_whichever_folder_was_ju
 
 def test_vbench_results_of_one_dimension_leave_the_others(tmp_path, capsys):
     file = tmp_path / "x_eval_results.json"
-    for told in ({"a": [0.5, []], "b": [0.25, []]}, {"b": [0.75, []]}):
-        file.write_text(json.dumps(told))
+    for results in ({"a": [0.5, []], "b": [0.25, []]}, {"b": [0.75, []]}):
+        file.write_text(json.dumps(results))
         evaluate.main([str(tmp_path), "--vbench", str(file)])
     assert read_vbench(tmp_path / "vbench.json") == {"a": 50.0, "b": 75.0}
+    file.write_text(json.dumps({"c": [12.5, []]}))  # in percent
+    evaluate.main([str(tmp_path), "--vbench", str(file)])
+    assert read_vbench(tmp_path / "vbench.json") == {"a": 50.0, "b": 75.0, "c": 12.5}
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(["BASE", "--vbench", str(file)])
     assert "name the one whose videos were judged" in capsys.readouterr().err

@@ -15,8 +15,10 @@ from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.denoise import denoise, no_noise
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.overrides import composed_outside
+from flash_grpo.policies.flops import forward_flops
+from flash_grpo.policies.loading import random_transformer
 from flash_grpo.policies.lora import add_lora
-from flash_grpo.policies.wan import WanPolicy, forward_flops, random_transformer
+from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.run.build import ConfigError, build
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["to_q", "to_k", "to_v", "to_out.0"], "init": "gaussian", "seed": 0}

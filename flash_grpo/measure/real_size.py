@@ -1,13 +1,14 @@
-"""`python -m flash_grpo.bench model=wan21_1p3b`: a rollout, its decoding, a reward and its update at the real shape, as JSON.
+"""Measure a rollout, its decoding, a reward and its update at the size of a real model, with random weights.
 
-The trainer's own rollout and update, with random weights of the configured architecture, so no file is needed; the reward is
-a stub. TFLOP/s count the model's own FLOPs (a backward is two forwards), not those that gradient checkpointing computes again.
-What does not fit the time at hand: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
+The trainer's own rollout and update run on random weights of the configured architecture, so no file is needed; the reward
+is a stub. TFLOP/s count the model's own FLOPs (a backward is two forwards), not those that gradient checkpointing computes
+again. If it takes too long: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
 """
 
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,55 +18,40 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.denoise import denoise, initial_noise, sde_noise
 from flash_grpo.run import compose
+from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.trainer import Trainer
 
 LINUX = Path("/proc/self")
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A phase of an iteration: `run` does it once; flops: those it needs, None if they are not counted."""
+
+    run: Callable[[], object]
+    flops: float | None = None
+
+
 def measure(cfg: DictConfig) -> dict[str, Any]:
-    """Seconds, peak memory and TFLOP/s of each phase; medians over `bench.repeats` after one that is not counted."""
-    from flash_grpo.run.build import device, prepare_trainer
+    """Return the model's sizes and, for each phase, seconds, peak memory and TFLOP/s.
 
+    Seconds are medians over `bench.repeats` after one repeat that is not counted.
+    """
     trainer = prepare_trainer(_without_files(cfg), Ranks(device(cfg)))
-    policy, schedule, where = trainer.policy, trainer.schedule, trainer.ranks.device
-    text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
-    batch = trainer.layout.batch(1, text_P, trainer.ranks.rank).split(cfg.bench.batch)[0]
-    condition_BMD = policy.encode(batch.text)
-    noise_BCFHW = initial_noise(batch, policy.latent_shape, trainer.seed, trainer.method.initial_noise).to(where)
-    mask_BT, draw = trainer.method.plan(batch, len(schedule), trainer.seed), sde_noise(batch, policy.latent_shape, 0)
-
-    def rollout() -> tuple:
-        return denoise(policy, condition_BMD, noise_BCFHW, schedule, mask_BT, draw)
-
-    latent_BCFHW, transitions = rollout()
-    video_BFHWC, one_N = policy.decode(latent_BCFHW), torch.ones(len(transitions))
-
-    def update() -> None:
-        list(trainer.backward(transitions, condition_BMD, one_N, one_N, len(transitions)))
-        trainer.apply_gradients()
-
-    velocity = policy.evaluations_per_velocity * policy.flops_per_forward
-    phases = {
-        "rollout": (rollout, len(batch) * len(schedule) * velocity),
-        "decode": (lambda: policy.decode(latent_BCFHW), None),
-        "reward": (lambda: trainer.reward(video_BFHWC, batch.text), None),
-        "update": (update, 3 * len(transitions) * velocity),
-    }
-    measured = {name: _phase(run, flops, where, cfg.bench.repeats) for name, (run, flops) in phases.items()}
+    policy, where = trainer.policy, trainer.ranks.device
+    phases, sizes = _phases(trainer, cfg.bench.batch)
+    measured = {name: _measured(phase, where, cfg.bench.repeats) for name, phase in phases.items()}
+    frozen = [parameter for parameter in policy.transformer.parameters() if not parameter.requires_grad]
     return {
         "model": cfg.model.path,
         "weights": "random",
         "method": trainer.method.name,
-        "shape": {
-            "frames": cfg.model.frames,
-            "height": cfg.model.height,
-            "width": cfg.model.width,
-            "batch": len(batch),
-        },
+        "shape": {key: cfg.model[key] for key in ("frames", "height", "width")} | {"batch": sizes["batch"]},
         "latent": list(policy.latent_shape),
-        "steps": len(schedule),
-        "transitions": len(transitions),
-        "parameters": sum(one.numel() for one in policy.transformer.parameters() if not one.requires_grad),
+        "steps": len(trainer.schedule),
+        "transitions": sizes["transitions"],
+        "parameters": sum(parameter.numel() for parameter in frozen),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
         "tflop_per_forward": _digits(policy.flops_per_forward / 1e12),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
@@ -75,8 +61,38 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str, int]]:
+    """Return the phases of an iteration of at most `rollouts` rollouts, by name, and how many rollouts and transitions."""
+    policy, schedule = trainer.policy, trainer.schedule
+    text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
+    batch = trainer.layout.batch(1, text_P, trainer.ranks.rank).split(rollouts)[0]
+    condition_BMD = policy.encode(batch.text)
+    noise_BCFHW = initial_noise(batch, policy.latent_shape, trainer.seed, trainer.method.initial_noise)
+    noise_BCFHW = noise_BCFHW.to(trainer.ranks.device)
+    mask_BT, draw = trainer.method.plan(batch, len(schedule), trainer.seed), sde_noise(batch, policy.latent_shape, 0)
+
+    def rollout() -> tuple:
+        return denoise(policy, condition_BMD, noise_BCFHW, schedule, mask_BT, draw)
+
+    latent_BCFHW, transitions = rollout()
+    video_BFHWC, ones_N = policy.decode(latent_BCFHW), torch.ones(len(transitions))
+
+    def update() -> None:
+        list(trainer.backward(transitions, condition_BMD, ones_N, ones_N, len(transitions)))
+        trainer.apply_gradients()
+
+    velocity = policy.evaluations_per_velocity * policy.flops_per_forward
+    phases = {
+        "rollout": Phase(rollout, len(batch) * len(schedule) * velocity),
+        "decode": Phase(lambda: policy.decode(latent_BCFHW)),
+        "reward": Phase(lambda: trainer.reward(video_BFHWC, batch.text)),
+        "update": Phase(update, 3 * len(transitions) * velocity),
+    }
+    return phases, {"batch": len(batch), "transitions": len(transitions)}
+
+
 def _without_files(cfg: DictConfig) -> DictConfig:
-    """The same run on random weights, with LoRA, and with nothing that would have to be fetched."""
+    """Return the same configuration with random weights, with LoRA, and with nothing that would have to be fetched."""
     chosen = copy.deepcopy(cfg)
     OmegaConf.set_struct(chosen, False)
     stubs = compose.composed(["optim=lora", "reward=brightness", "prompts=shapes"])
@@ -88,33 +104,34 @@ def _without_files(cfg: DictConfig) -> DictConfig:
     return chosen
 
 
-def _phase(run: Callable[[], object], flops: float | None, where: torch.device, repeats: int) -> dict[str, Any]:
+def _measured(phase: Phase, where: torch.device, repeats: int) -> dict[str, Any]:
     gpu = where.type == "cuda"
-    run()
+    phase.run()
     _forget_peak(gpu)
-    seconds = median(_seconds(run, gpu) for _ in range(repeats))
+    seconds = median(_seconds(phase.run, gpu) for _ in range(repeats))
     return {
         "seconds": _digits(seconds),
         "peak_gigabytes": _peak_gigabytes(gpu),
-        "tflop_per_second": _digits(flops / seconds / 1e12) if flops else None,
+        "tflop_per_second": _digits(phase.flops / seconds / 1e12) if phase.flops else None,
     }
 
 
 def _forget_peak(gpu: bool) -> None:
+    """Start a new measurement of peak memory."""
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     elif LINUX.is_dir():
-        (LINUX / "clear_refs").write_text("5")  # see proc(5): the peak begins anew
+        (LINUX / "clear_refs").write_text("5")  # see proc(5): resets VmHWM
 
 
 def _peak_gigabytes(gpu: bool) -> float | None:
-    """Of tensors on the GPU; on a CPU of the whole process, where the system tells."""
+    """Return the peak of tensors on the GPU; on a CPU that of the whole process, None where the system does not tell."""
     if gpu:
         return _digits(torch.cuda.max_memory_allocated() / 1e9)
     if not LINUX.is_dir():
         return None
-    told = dict(line.split(":", 1) for line in (LINUX / "status").read_text().splitlines())
-    return _digits(int(told["VmHWM"].split()[0]) * 1024 / 1e9)
+    status = dict(line.split(":", 1) for line in (LINUX / "status").read_text().splitlines())
+    return _digits(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
 
 
 def _seconds(run: Callable[[], object], gpu: bool) -> float:
@@ -128,4 +145,5 @@ def _seconds(run: Callable[[], object], gpu: bool) -> float:
 
 
 def _digits(value: float) -> float:
+    """Round to four digits."""
     return float(f"{value:.4g}")

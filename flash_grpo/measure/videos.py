@@ -1,7 +1,6 @@
-"""Videos on disk: mp4 under VBench's names, and VBench's verdict on them read back."""
+"""Write videos as mp4 under the names that VBench expects."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -12,7 +11,11 @@ FPS = 16  # Wan2.1
 
 
 def vbench_name(text: str, index: int) -> str:
-    """`PROMPT-INDEX.mp4`. What a file system cannot hold is replaced, and told apart by a hash; the manifest has it whole."""
+    """Return the file name `PROMPT-INDEX.mp4` of a prompt's video.
+
+    A prompt that a file system cannot hold is shortened and gets a hash, so that two such prompts never share a name; the
+    manifest holds it in full.
+    """
     name = text.replace("/", "_").replace("\0", "_")
     if name != text or len(name.encode()) > LONGEST:
         cut = name.encode()[: LONGEST - 9].decode(errors="ignore")
@@ -21,7 +24,7 @@ def vbench_name(text: str, index: int) -> str:
 
 
 def write_mp4(path: Path, video_FHWC: torch.Tensor, fps: int = FPS) -> None:
-    """H.264 of uint8 [F, H, W, 3], nearly lossless, so that judges do not judge the codec."""
+    """Write uint8 frames [F, H, W, 3] as H.264, nearly lossless, so that judges do not judge the codec."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(
         path,
@@ -32,13 +35,3 @@ def write_mp4(path: Path, video_FHWC: torch.Tensor, fps: int = FPS) -> None:
         macro_block_size=2,
         output_params=["-crf", "10", "-threads", "1"],
     )
-
-
-def read_vbench(path: Path) -> dict[str, float]:
-    """Percent by dimension from VBench's `*_eval_results.json`: {dimension: [score, videos]}."""
-    try:
-        found = json.loads(path.read_text())
-        scores = {name: float(value[0] if isinstance(value, list) else value) for name, value in found.items()}
-    except (OSError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path}: not VBench's results ({type(error).__name__}: {error})") from error
-    return {name: 100 * score for name, score in scores.items()}

@@ -1,1 +1,1 @@
-"""Video models that are trained, one file per family of pipelines. See `algorithm.protocols.Policy`."""
+"""Train video models, one file per family of pipelines. Every model is an `algorithm.protocols.Policy`."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a diffusers transformer, through peft."""
+"""Add low-rank adapters to a diffusers transformer, through peft."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +21,11 @@ def lora_config(*, rank: int, alpha: float, targets: Sequence[str], init: str = 
 def add_lora(
     transformer: WanTransformer3DModel, *, rank: int, alpha: float, targets: Sequence[str], init: str, seed: int
 ) -> None:
-    """Freezes the transformer and adds fp32 adapters, whatever dtype it has, to each linear layer that a target names.
+    """Freeze the transformer and add float32 adapters, whatever its dtype, to each linear layer that a target names.
 
-    init "gaussian": A from N(0, 1/rank²), drawn by key so that ranks and devices agree; B = 0. Others: see peft.
+    rank, alpha: of the adapters, applied at the scale alpha/rank. targets: ends of layers' names. init: "gaussian" draws A
+    from N(0, 1/rank²) by key, so that ranks and devices agree, and sets B to 0; for others see peft. seed: of A. ValueError
+    if a target names no layer.
     """
     if rank < 1:
         raise ValueError(f"optim.lora.rank={rank}: must be at least 1")
@@ -39,7 +41,7 @@ def add_lora(
 
 @contextmanager
 def without_lora(transformer: WanTransformer3DModel) -> Iterator[None]:
-    """Inside, the transformer is the base model."""
+    """Make the transformer the base model inside the block."""
     layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer._disable_adapters = True  # enable_adapters(False) would also stop the adapters' gradients
@@ -53,10 +55,10 @@ def without_lora(transformer: WanTransformer3DModel) -> Iterator[None]:
 def save_lora(
     folder: Path, parameters: dict[str, torch.Tensor], *, rank: int, alpha: float, targets: Sequence[str]
 ) -> None:
-    """Writes adapters so that `WanPipeline.load_lora_weights(folder)` applies them at the scale they were trained at."""
+    """Write adapters so that `WanPipeline.load_lora_weights(folder)` applies them at the scale they were trained at."""
     layers = {name.replace(f".{ADAPTER}.", "."): value.contiguous() for name, value in parameters.items()}
     described = lora_config(rank=rank, alpha=alpha, targets=targets).to_dict()
-    described["target_modules"] = sorted(described["target_modules"])  # a set, which JSON has not
+    described["target_modules"] = sorted(described["target_modules"])  # a set, which JSON lacks
     WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=described)
 
 

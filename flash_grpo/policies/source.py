@@ -1,4 +1,4 @@
-"""A pipeline's folder, in diffusers' own layout."""
+"""Find a pipeline's folder, in diffusers' own layout, and check that it is complete."""
 
 import hashlib
 import json
@@ -14,7 +14,10 @@ WEIGHTS = ("transformer", "vae", "text_encoder")
 
 
 def pipeline_folder(path: str, revision: str | None) -> Path:
-    """The folder that holds the pipeline `path`; ValueError in one line where there is none."""
+    """Return the folder that holds the pipeline `path`; ValueError in one line if it is missing or incomplete.
+
+    path: a folder, a hub id with a pinned `revision`, or "tiny_wan".
+    """
     folder = SHIPPED if path == TINY else local_folder(path, revision, "model.path")
     if not (folder / INDEX).is_file():
         raise ValueError(f"model.path={path}: no {INDEX} there; expected a folder in diffusers' layout or a hub id")
@@ -24,7 +27,7 @@ def pipeline_folder(path: str, revision: str | None) -> Path:
 
 
 def _missing(folder: Path) -> str:
-    """The first of the pipeline's files that is not there; empty where all are."""
+    """Return the first of the pipeline's files that is missing; '' if it is complete."""
     for part in WEIGHTS:
         lists = sorted((folder / part).glob("*.index.json"))
         named = {name for file in lists for name in json.loads(file.read_text())["weight_map"].values()}
@@ -35,12 +38,12 @@ def _missing(folder: Path) -> str:
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """The pipeline's index: part name -> [library, class], and its options."""
+    """Read the pipeline's index: part name -> [library, class], and its options."""
     return json.loads((folder / INDEX).read_text())
 
 
 def fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
-    """Tells two versions of the pipeline's parts apart without reading their weights: names, sizes, times of their files.
+    """Return a hash of the names, sizes and times of the parts' files: it tells versions apart without reading weights.
 
     Files of a hub snapshot are links whose targets are named by their content's hash, which is used instead of the time.
     """

@@ -1,4 +1,4 @@
-"""Text conditions: each text is encoded once, on disk where asked, and the encoder leaves the device afterwards."""
+"""Encode texts into conditions, each text once. With a cache on disk the encoder leaves the device afterwards."""
 
 import hashlib
 import os
@@ -14,13 +14,14 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from flash_grpo.policies.source import fingerprint
 
-IN_MEMORY = 1024  # embeddings of the texts that were asked for last, on the CPU; at most 4 MB each
+IN_MEMORY = 1024  # embeddings of the latest texts, on the CPU; at most 4 MB each
 
 
 class TextConditions:
-    """`conditions(texts)` is what WanPipeline gives its transformer: [B, M, D], zero behind each text's end.
+    """Encode texts as WanPipeline does: `conditions(texts)` is [B, M, D], zero behind each text's end.
 
-    max_tokens: M. cache: a folder, shared by runs and ranks; None keeps the encoder on the device.
+    folder: of the pipeline. max_tokens: M. device: of encoder and conditions. dtype: of the encoder. cache: a folder of
+    embeddings, which runs and ranks may share; None keeps the encoder on the device.
     """
 
     def __init__(self, folder: Path, max_tokens: int, device: torch.device, dtype: torch.dtype, cache: str | None):
@@ -33,23 +34,23 @@ class TextConditions:
 
     def __call__(self, texts: Iterable[str]) -> torch.Tensor:
         texts = list(texts)
-        known = self._embeddings(texts)
-        return torch.stack([self._padded(known[text]) for text in texts])
+        embeddings = self._embeddings(texts)
+        return torch.stack([self._padded(embeddings[text]) for text in texts])
 
     def prefetch(self, texts: Iterable[str]) -> None:
-        """Encodes what is missing of the texts that will be asked for: with a cache, the encoder then comes once."""
+        """Encode the texts that are not cached yet, all in one go, so that the encoder is moved to the device only once."""
         self._embeddings(texts)
 
     def _embeddings(self, texts: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Without padding, [tokens, D] each, on the CPU."""
-        known = {text: self._known(text) for text in texts}
-        return known | self._encoded([text for text, embedding_MD in known.items() if embedding_MD is None])
+        """Return the embeddings by text, without padding, [tokens, D] each, on the CPU."""
+        cached = {text: self._cached(text) for text in texts}
+        return cached | self._encoded([text for text, embedding_MD in cached.items() if embedding_MD is None])
 
     def file(self, text: str) -> Path:
-        """Where the text's embedding is cached: the name tells text, encoder, tokenizer, revision, length and dtype."""
+        """Return the file of a text's embedding; its name is a hash of text, encoder, tokenizer, length and dtype."""
         return self._cache / f"{hashlib.sha256(f'{self._identity} {text}'.encode()).hexdigest()}.safetensors"
 
-    def _known(self, text: str) -> torch.Tensor | None:
+    def _cached(self, text: str) -> torch.Tensor | None:
         if text in self._memory:
             self._memory.move_to_end(text)
         elif self._cache and self.file(text).is_file():
@@ -63,19 +64,19 @@ class TextConditions:
 
     @torch.no_grad()
     def _encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """One text at a time, so that what comes of it does not depend on the others."""
+        """Encode one text at a time, so that an embedding does not depend on the other texts."""
         encoder = self._encoder_on_device() if texts else None
-        made = {}
+        encoded = {}
         for text in texts:
-            made[text] = self._embedding(encoder, text)
+            encoded[text] = self._embedding(encoder, text)
             if self._cache:
-                self._write(text, made[text])
-            self._remember(text, made[text])
+                self._write(text, encoded[text])
+            self._remember(text, encoded[text])
         if encoder and self._cache:
             encoder.to("cpu")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-        return made
+        return encoded
 
     def _embedding(self, encoder: UMT5EncoderModel, text: str) -> torch.Tensor:
         tokens = self._tokenizer(
@@ -100,7 +101,7 @@ class TextConditions:
         return torch.nn.functional.pad(embedding_MD.to(self._device), (0, 0, 0, rest))
 
     def _write(self, text: str, embedding_MD: torch.Tensor) -> None:
-        """Aside, then renamed: ranks and runs that encode the same text at once do not disturb each other."""
+        """Write the embedding under a temporary name, then rename it: ranks and runs may encode the same text at once."""
         file = self.file(text)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
@@ -109,7 +110,7 @@ class TextConditions:
 
 
 class RandomConditions:
-    """Stands in where there is no text encoder: noise of the right shape, for benchmarks with random weights."""
+    """Return noise of a condition's shape [B, M, D], for benchmarks without a text encoder. width: D."""
 
     def __init__(self, max_tokens: int, width: int, device: torch.device, dtype: torch.dtype):
         self._shape, self._device, self._dtype = (max_tokens, width), device, dtype

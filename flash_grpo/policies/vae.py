@@ -1,14 +1,14 @@
-"""Wan's own VAE behind the two calls that a policy makes of a decoder: the latent's shape, and a video from a latent."""
+"""Decode latents by Wan's own VAE, behind the two calls that a policy makes: `latent_shape` and `decode`."""
 
 import torch
 from diffusers import AutoencoderKLWan
 
 
 class WanVideoDecoder:
-    """Latents as the transformer sees them to videos; fp32, as WanPipeline does it.
+    """Decode latents, scaled as the transformer sees them, to videos; in float32, like WanPipeline.
 
-    tiling: decode in overlapping tiles of 256 pixels. slicing: one video at a time. Both bound memory; tiles blend, so
-    that tiled and whole decoding differ slightly.
+    tiling: decode in overlapping tiles of 256 pixels. slicing: one video at a time. Both bound memory; tiles are
+    blended, so tiled and whole decoding differ slightly.
     """
 
     def __init__(self, vae: AutoencoderKLWan, tiling: bool = False, slicing: bool = False):
@@ -19,7 +19,7 @@ class WanVideoDecoder:
             vae.enable_slicing()
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, H, W) of the latent of a video of these sizes; ValueError where they do not divide."""
+        """Return (C, F, H, W) of the latent of a video of these sizes; ValueError if they do not divide."""
         group, scale = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
         if (frames - 1) % group or height % (2 * scale) or width % (2 * scale):
             raise ValueError(
@@ -30,7 +30,7 @@ class WanVideoDecoder:
 
     @torch.no_grad()
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
-        """Float video [B, F, H, W, 3] in [0, 1]."""
+        """Return the float videos [B, F, H, W, 3], about in [0, 1] and not clamped."""
         latent = latent_BCFHW.float()
         video_BCFHW = self.vae.decode(
             latent * self._per_channel("latents_std", latent) + self._per_channel("latents_mean", latent),

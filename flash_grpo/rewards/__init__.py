@@ -1,1 +1,1 @@
-"""What scores videos, in this process or on a server. See `algorithm.protocols.Reward`."""
+"""Score videos, in this process or on a server. Every reward is an `algorithm.protocols.Reward`."""

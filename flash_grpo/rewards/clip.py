@@ -1,4 +1,4 @@
-"""Image scorers on transformers' CLIP: PickScore, and LAION's aesthetic predictor."""
+"""Score images by CLIP: PickScore, and LAION's aesthetic predictor."""
 
 from itertools import pairwise
 
@@ -11,10 +11,10 @@ from flash_grpo.rewards.frames import scorer_device
 
 
 class PickScore:
-    """CLIP fine-tuned on human choices: exp(logit scale) x cosine of text and image, about 15 to 25.
+    """Score images by a CLIP that was fine-tuned on human choices: exp(logit scale) x cosine, about 15 to 25.
 
-    path, revision: of the model (yuvalkirstain/PickScore_v1). processor, processor_revision: of CLIP ViT-H-14, on which
-    it was trained.
+    path, revision: of the model (yuvalkirstain/PickScore_v1). processor, processor_revision: of CLIP ViT-H-14, from which
+    it was fine-tuned. device: see `frames.scorer_device`.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class PickScore:
 
 
 class Aesthetic:
-    """LAION's aesthetic predictor, 1 to 10: a small network on CLIP ViT-L/14's image embedding. The text is not looked at.
+    """Score images by LAION's aesthetic predictor, 1 to 10: a small network on CLIP ViT-L/14's image embedding.
 
-    path, revision: of CLIP (openai/clip-vit-large-patch14). head: the file sac+logos+ava1-l14-linearMSE.pth.
+    The text is ignored. path, revision: of CLIP (openai/clip-vit-large-patch14). head: the file
+    sac+logos+ava1-l14-linearMSE.pth. device: see `frames.scorer_device`.
     """
 
     def __init__(self, path: str, head: str, revision: str | None = None, device: str = "auto"):
@@ -72,7 +73,7 @@ class Aesthetic:
 
 
 def aesthetic_head(width: int) -> torch.nn.Sequential:
-    """The predictor's layers: all linear, with dropout between them in training."""
+    """Make the predictor's layers: all linear, with dropout between them in training. width: of the embedding."""
     sizes, dropout = [width, 1024, 128, 64, 16, 1], [0.2, 0.2, 0.1]
     layers: list[torch.nn.Module] = []
     for index, (before, after) in enumerate(pairwise(sizes)):

@@ -1,4 +1,4 @@
-"""Several rewards as one: a weighted sum."""
+"""Combine several rewards into one: a weighted sum."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from flash_grpo.algorithm.types import Scores
 
 @dataclass(frozen=True, kw_only=True)
 class CompositeReward:
-    """sum of weight x total over `rewards`, by name. Parts: each one's total under its name, and its own parts."""
+    """Score videos by the sum of weight x total over rewards.
+
+    rewards, weights: by name. Parts: each reward's own parts, and its total under its name.
+    """
 
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
@@ -19,7 +22,7 @@ class CompositeReward:
     def __post_init__(self) -> None:
         if not self.rewards or set(self.rewards) != set(self.weights):
             raise ValueError(
-                f"reward.weights: they name {', '.join(sorted(self.weights)) or 'nothing'}, reward.rewards "
+                f"reward.weights: it names {', '.join(sorted(self.weights)) or 'nothing'}, reward.rewards "
                 f"{', '.join(sorted(self.rewards)) or 'nothing'}; both must name the same"
             )
 
@@ -33,18 +36,20 @@ class CompositeReward:
 
 @dataclass(frozen=True)
 class AskedComposite:
+    """Scores on their way from several rewards, to be summed. asked, weights: by the reward's name."""
+
     asked: Mapping[str, Asked]
     weights: Mapping[str, float]
 
     def ready(self) -> bool:
-        return all(one.ready() for one in self.asked.values())
+        return all(asked.ready() for asked in self.asked.values())
 
     def get(self) -> Scores:
-        scores = {name: one.get() for name, one in self.asked.items()}
-        total_B = sum(self.weights[name] * one.total_B.cpu() for name, one in scores.items())
-        parts = {part: value.cpu() for one in scores.values() for part, value in one.parts.items()}
+        scores = {name: asked.get() for name, asked in self.asked.items()}
+        total_B = sum(self.weights[name] * score.total_B.cpu() for name, score in scores.items())
+        parts = {part: value.cpu() for score in scores.values() for part, value in score.parts.items()}
         return Scores(
             total_B=total_B,
-            parts=parts | {name: one.total_B.cpu() for name, one in scores.items()},
-            device_seconds=sum(one.device_seconds for one in scores.values()),
+            parts=parts | {name: score.total_B.cpu() for name, score in scores.items()},
+            device_seconds=sum(score.device_seconds for score in scores.values()),
         )

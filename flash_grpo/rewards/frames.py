@@ -1,4 +1,7 @@
-"""A scorer of single images as a reward of videos. It cannot see motion: look at the frame minimum, and at the videos."""
+"""Score videos by a scorer of single images.
+
+Such a reward cannot see motion: watch the frame minimum, and the videos themselves.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +14,17 @@ ImageScorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
 
 def scorer_device(name: str) -> torch.device:
-    """auto, cpu or cuda as in the run's configuration; a rank's scorer shares the rank's GPU."""
+    """Return the device that a scorer runs on. name: auto, cpu or cuda; a rank's scorer shares the rank's GPU."""
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameReward:
-    """The mean of an image score over a video's best frames.
+    """Score a video by the mean image score of its best frames.
 
-    scorer: uint8 images [N, H, W, 3] and N texts to float [N]. every: score each n-th frame, from the first. best: the
-    share of the scored frames that counts, at least one; 1 is all (release: 0.3). batch: images scored at once.
+    name: of the reward among the parts. scorer: turns uint8 images [N, H, W, 3] and N texts into float scores [N].
+    every: score each n-th frame, from the first. best: the share of the scored frames that counts, in (0, 1], at least one
+    frame (release: 0.3). batch: images scored at once.
     Parts: the total as `name`, and mean and minimum over the scored frames as `name`_frame_mean and `name`_frame_min.
     """
 
@@ -41,7 +45,7 @@ class FrameReward:
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         chosen = video_BFHWC[:, :: self.every]
         frames = chosen.shape[1]
-        image_NHWC, text_N = chosen.flatten(0, 1), [one for one in text for _ in range(frames)]
+        image_NHWC, text_N = chosen.flatten(0, 1), [line for line in text for _ in range(frames)]
         score_N = [
             self.scorer(image_NHWC[rows], [text_N[row] for row in rows.tolist()]).float().cpu()
             for rows in torch.arange(len(image_NHWC)).split(self.batch)

@@ -1,6 +1,7 @@
-"""HPSv3: Qwen2-VL-7B with a small head, read off at a special token of its instruction. Images only.
+"""Score images by HPSv3: Qwen2-VL-7B with a small head on the last hidden state of a special token.
 
-Its PyPI package fails on current transformers; here transformers' own Qwen2-VL takes its weights and its instruction.
+Its PyPI package fails on current transformers; here its weights and its instruction are loaded into transformers' own
+Qwen2-VL.
 """
 
 import importlib.util
@@ -18,15 +19,16 @@ from flash_grpo.rewards.frames import scorer_device
 from flash_grpo.rewards.qwen import RewardModel, conversation, load_weights, texts_of, tokenizer_with
 
 REWARD_TOKEN = "<|Reward|>"
-PIXELS = 256 * 28 * 28  # of every image, whatever its size: HPSv3 was trained so
+PIXELS = 256 * 28 * 28  # every image is resized to these: HPSv3 was trained so
 
 
 class HPSv3:
-    """Images and texts to scores, unbounded, about -1 to 15; see `frames.ImageScorer`.
+    """Score images by how well they look and fit their texts; unbounded, about -1 to 15. See `frames.ImageScorer`.
 
-    base, base_revision: Qwen/Qwen2-VL-7B-Instruct, of which configuration and tokenizer are read, no weights. path,
-    revision: MizzenAI/HPSv3, with HPSv3.safetensors. instruction: None takes it from the hpsv3 package, which must then be
-    installed (`pip install --no-deps hpsv3`) and is read, never imported.
+    path, revision: MizzenAI/HPSv3, with HPSv3.safetensors. base, base_revision: Qwen/Qwen2-VL-7B-Instruct; only its
+    configuration and tokenizer are read, not its weights. instruction: None takes it from the hpsv3 package, which must
+    then be installed (`pip install --no-deps hpsv3`) and is read, never imported. dtype: torch's name of the trunk's dtype.
+    pixels: of an image after resizing. device: see `frames.scorer_device`.
     """
 
     def __init__(
@@ -62,35 +64,35 @@ class HPSv3:
 
     @torch.no_grad()
     def __call__(self, image_NHWC: torch.Tensor, text: list[str]) -> torch.Tensor:
-        """The mean of the predicted Gaussian; its spread, the second output, is not used."""
+        """Return the mean of each predicted Gaussian; its spread, the second output, is not used."""
         inputs = self.prepared(as_images(image_NHWC), text)
         token = self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         score_N1O = self.model(**inputs.to(self._device), at_tokens=[token])
         return score_N1O[:, 0, 0]
 
     def prepared(self, images: list[Image.Image], text: list[str]):
-        """What Qwen2-VL's processor makes of the conversation: each image's mark repeated as often as it has patches."""
+        """Return the inputs that Qwen2-VL's processor would make: one image token for each merged patch of an image."""
         pixels = self._images(images, return_tensors="pt")
         patches_N = pixels.image_grid_thw.prod(-1) // self._images.merge_size**2
-        asked = [self._instruction.format(text_prompt=one) for one in text]
+        asked = [self._instruction.format(text_prompt=line) for line in text]
         inputs = conversation(self._tokenizer, asked, "image", patches_N.tolist())
         inputs.update(pixels)
         return inputs
 
 
 def ranknet(width: int) -> nn.Sequential:
-    """HPSv3's head, with the identity where training has dropout: mean and spread of a score."""
+    """Make HPSv3's head: mean and spread of a score from a hidden state. The identity stands where training has dropout."""
     return nn.Sequential(
         nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
     )
 
 
 def packaged_instruction() -> str:
-    """HPSv3's instruction with its closing request, from the text of the installed package."""
-    found = importlib.util.find_spec("hpsv3")
-    if found is None:
+    """Return HPSv3's instruction with its closing request, from the text of the installed package."""
+    package = importlib.util.find_spec("hpsv3")
+    if package is None:
         raise ValueError(
             "reward.scorer.instruction: not given, and hpsv3 is not installed: pip install --no-deps hpsv3"
         )
-    texts = texts_of(Path(found.submodule_search_locations[0]) / "dataset" / "data_collator_qwen.py")
+    texts = texts_of(Path(package.submodule_search_locations[0]) / "dataset" / "data_collator_qwen.py")
     return texts["INSTRUCTION"] + texts["prompt_with_special_token"]

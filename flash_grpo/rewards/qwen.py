@@ -1,6 +1,6 @@
-"""Qwen2-VL with a head that is read off at special tokens of an instruction: what HPSv3 and VideoAlign have in common.
+"""Compute Qwen2-VL with a head on special tokens of an instruction: what HPSv3 and VideoAlign share.
 
-Both were trained with transformers 4.45, which gives their checkpoints its names, and with positions that count tokens.
+Both were trained with transformers 4.45: their checkpoints use its names of layers, and positions simply count tokens.
 """
 
 import ast
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, 
 
 
 class RewardModel(nn.Module):
-    """Qwen2-VL's trunk with random weights and `head`, which stays float32."""
+    """Qwen2-VL's trunk with random weights, to be loaded, and a head, which stays float32. dtype: of the trunk."""
 
     def __init__(self, config: Qwen2VLConfig, head: nn.Module, dtype: torch.dtype, device: torch.device):
         super().__init__()
@@ -24,18 +24,22 @@ class RewardModel(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, at_tokens: Sequence[int], **vision: torch.Tensor
     ) -> torch.Tensor:
-        """[N, tokens, outputs], at each row's `at_tokens`. vision: pixels and grids, named as the trunk names them."""
+        """Return the head's outputs [N, tokens, outputs] at the positions of `at_tokens`.
+
+        vision: pixels and grids, named as the trunk names them. ValueError if a row lacks a token or has it twice.
+        """
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
         hidden = self.trunk(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **vision
         ).last_hidden_state
         here = [input_ids == token for token in at_tokens]
-        if not all(bool((one.sum(1) == 1).all()) for one in here):
+        if not all(bool((is_here.sum(1) == 1).all()) for is_here in here):
             raise ValueError("the instruction must hold each reward token exactly once")
-        return self.head(torch.stack([hidden[one] for one in here], dim=1).float())
+        return self.head(torch.stack([hidden[is_here] for is_here in here], dim=1).float())
 
 
 def tokenizer_with(tokens: Sequence[str], folder: Path) -> PreTrainedTokenizerBase:
+    """Load the folder's tokenizer and add special tokens to it."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     return tokenizer
@@ -44,12 +48,13 @@ def tokenizer_with(tokens: Sequence[str], folder: Path) -> PreTrainedTokenizerBa
 def conversation(
     tokenizer: PreTrainedTokenizerBase, asked: Sequence[str], kind: str, marks: Sequence[int]
 ) -> BatchEncoding:
-    """Token ids of what a user asks about an image or a video.
+    """Return the token ids of conversations in which a user asks about an image or a video.
 
-    kind: "image" or "video". marks: how many of its tokens each one takes, a quarter of its patches.
+    asked: the questions. kind: "image" or "video". marks: how many tokens each image or video takes, a quarter of its
+    patches.
     """
     mark = f"<|{kind}_pad|>"
-    said = [
+    prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": text}]}],
             tokenize=False,
@@ -57,15 +62,15 @@ def conversation(
         ).replace(mark, mark * count)
         for text, count in zip(asked, marks, strict=True)
     ]
-    return tokenizer(said, padding=True, return_tensors="pt")
+    return tokenizer(prompts, padding=True, return_tensors="pt")
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Loads transformers 4.45's names; ValueError where the checkpoint is another model's. file: for the message."""
+    """Load a checkpoint with transformers 4.45's names; ValueError if it is another model's. file: for the message."""
     state = {_renamed(name): value for name, value in state.items() if not name.startswith("lm_head.")}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes; a line for each
+    except RuntimeError as error:  # lists mismatched shapes, a line for each
         raise ValueError(f"{file}: not the weights of this model; {str(error).splitlines()[1].strip()}") from error
     if missing or unexpected:
         raise ValueError(
@@ -81,7 +86,7 @@ def _renamed(name: str) -> str:
 
 
 def texts_of(source: Path) -> dict[str, str]:
-    """The strings that a Python file assigns, by name. The file is read, never imported."""
+    """Return the strings that a Python file assigns, by name. The file is read, never imported."""
     return {
         node.targets[0].id: node.value.value
         for node in ast.parse(source.read_text()).body

@@ -1,8 +1,8 @@
-"""VideoReward (VideoAlign, arXiv 2501.13918): Qwen2-VL-2B that looks at a whole video and sees its motion.
+"""Score videos by VideoReward (VideoAlign, arXiv 2501.13918): Qwen2-VL-2B on a whole video, so that it sees motion.
 
-It answers in three numbers, each the same linear head's at a token of its own: VQ (visual quality), MQ (motion quality)
-and TA (text alignment). What its checkpoint expects is told by github.com/KwaiVGI/VideoAlign, which does not run on
-current transformers; here transformers' own Qwen2-VL and peft take its weights.
+It gives three numbers: one linear head, applied at a token for each of VQ (visual quality), MQ (motion quality) and TA
+(text alignment). How its checkpoint must be used is taken from github.com/KwaiVGI/VideoAlign, which does not run on current
+transformers; here its weights are loaded into transformers' own Qwen2-VL and peft.
 """
 
 import json
@@ -26,15 +26,16 @@ MIN_PIXELS, MIN_FRAMES = 128 * 28 * 28, 4  # its vision_process.py
 
 
 class VideoAlign:
-    """VQ + MQ + TA, each less its mean and in units of its standard deviation as the checkpoint's model_config.json has them.
+    """Score videos by VQ + MQ + TA, each standardised by the mean and deviation of the checkpoint's model_config.json.
 
-    base, base_revision: Qwen/Qwen2-VL-2B-Instruct, of which configuration and tokenizer are read, no weights. path,
-    revision: KlingTeam/VideoReward, with model_config.json and checkpoint-11352. instruction: prompt_template.py of
-    VideoAlign's repository, which is read, never imported. video_fps: of the scored videos.
+    path, revision: KlingTeam/VideoReward, with model_config.json and checkpoint-11352. base, base_revision:
+    Qwen/Qwen2-VL-2B-Instruct; only its configuration and tokenizer are read, not its weights. instruction:
+    prompt_template.py of VideoAlign's repository, which is read, never imported.
 
-    The frame policy says which frames the model sees. every: each n-th, from the first; None: `fps` a second, at least 4,
-    evenly from the first to the last, as VideoReward was trained. The score is the whole video's, so there is no frame
-    mean or minimum, and no best share. pixels: at most so many of a frame. batch: videos scored at once.
+    every: show the model each n-th frame, from the first. None shows it `fps` frames a second, at least 4, evenly from the
+    first to the last, as VideoReward was trained. video_fps: frames a second of the scored videos. The score is the whole
+    video's: there are no frame mean, frame minimum or best share. pixels: of a frame, at most. batch: videos scored at
+    once. dtype: torch's name of the trunk's dtype. device: see `frames.scorer_device`.
     Parts: VQ, MQ, TA.
     """
 
@@ -77,20 +78,23 @@ class VideoAlign:
 
     @staticmethod
     def instruction_of(source: str | None) -> str:
-        """The instruction with the three reward tokens, word for word as in training; `{text_prompt}` stands for the text."""
+        """Return the instruction that the model was trained with, `{text_prompt}` in place of the text.
+
+        source: the file that holds it; ValueError if it does not.
+        """
         name = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
         file = Path(source or "").expanduser()
-        found = texts_of(file).get(name) if file.is_file() else None
-        if not found:
+        instruction = texts_of(file).get(name) if file.is_file() else None
+        if not instruction:
             raise ValueError(
                 f"reward.instruction={source}: not a file with {name}; `git clone https://github.com/KwaiVGI/VideoAlign` "
                 "and name its prompt_template.py"
             )
-        return found
+        return instruction
 
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Scores of uint8 videos [B, F, H, W, 3]; ValueError below two frames."""
+        """Score uint8 videos [B, F, H, W, 3]; ValueError if they have fewer than two frames."""
         rows = torch.arange(len(text)).split(self._batch)
         logit_B3 = torch.cat([self._logits(video_BFHWC[some], [text[row] for row in some.tolist()]) for some in rows])
         part_B3 = (logit_B3 - self._mean_3) / self._std_3
@@ -102,19 +106,22 @@ class VideoAlign:
         return self.model(**inputs, at_tokens=tokens)[..., 0].cpu()
 
     def prepared(self, video_BFHWC: torch.Tensor, text: list[str]):
-        """The conversations, and the chosen frames in pairs as Qwen2-VL takes them."""
+        """Return the model's inputs: the conversations, and the chosen frames in pairs, as Qwen2-VL takes them."""
         chosen = video_BFHWC[:, self.frames(video_BFHWC.shape[1])]
         pixels = [self._paired(video_FHWC) for video_FHWC in chosen]
-        grid_B3 = torch.stack([one["video_grid_thw"] for one in pixels])
-        asked = [self._instruction.format(text_prompt=one) for one in text]
+        grid_B3 = torch.stack([patches["video_grid_thw"] for patches in pixels])
+        asked = [self._instruction.format(text_prompt=line) for line in text]
         marks_B = grid_B3.prod(1) // self._images.merge_size**2
         inputs = conversation(self._tokenizer, asked, "video", marks_B.tolist())
-        inputs.update({"pixel_values_videos": torch.cat([one["pixel_values_videos"] for one in pixels])})
+        inputs.update({"pixel_values_videos": torch.cat([patches["pixel_values_videos"] for patches in pixels])})
         inputs.update({"video_grid_thw": grid_B3})
         return inputs
 
     def frames(self, count: int) -> list[int]:
-        """Which of `count` frames the model sees, an even number of them; the last one twice where it must."""
+        """Return the indices of the frames that the model sees, out of `count`; their number is even.
+
+        An odd number is made even by repeating the last frame. ValueError if `count` is below 2.
+        """
         if count < 2:
             raise ValueError(f"VideoAlign judges motion: a video needs at least 2 frames, not {count}")
         if self._every:
@@ -124,7 +131,10 @@ class VideoAlign:
         return torch.linspace(0, count - 1, 2 * round(asked / 2)).round().long().tolist()
 
     def _paired(self, video_FHWC: torch.Tensor) -> BatchFeature:
-        """Patches of a video from those of its frames: as an image, each frame fills both halves of its patches."""
+        """Return the video's patches, made of those of its frames.
+
+        The image processor doubles each frame; here two frames that follow each other take the two halves of a patch.
+        """
         images = self._images(as_images(video_FHWC), return_tensors="pt")
         _, height, width = images.image_grid_thw[0].tolist()
         patch_FNC2P = images.pixel_values.reshape(len(video_FHWC), height * width, 3, 2, -1)
@@ -134,7 +144,10 @@ class VideoAlign:
 
 
 def adapted_model(config: Qwen2VLConfig, lora: dict, weights: Path, dtype: str, device: torch.device) -> RewardModel:
-    """The trained model: a whole state dict with the adapters of peft beside the layers that they adapt."""
+    """Load the trained model: a whole state dict, with peft's adapters beside the layers that they adapt.
+
+    lora: the checkpoint's peft_lora_config. ValueError if the weights are missing or another model's.
+    """
     if not weights.is_file():
         raise ValueError(f"reward.path: {weights} is not there")
     saved = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
@@ -150,7 +163,7 @@ def adapted_model(config: Qwen2VLConfig, lora: dict, weights: Path, dtype: str, 
 
 
 def _described(published: Path) -> dict:
-    """What the checkpoint says of itself: {inference_config: {VQ_mean, ...}, peft_lora_config: {lora_r, ...}, ...}."""
+    """Read the checkpoint's model_config.json: {inference_config: {VQ_mean, ...}, peft_lora_config: {lora_r, ...}, ...}."""
     file = published / "model_config.json"
     if not file.is_file():
         raise ValueError(f"reward.path: {file} is not there; hf download KlingTeam/VideoReward has it")

@@ -1,4 +1,4 @@
-"""Compose configurations, and name runs by what tells them apart."""
+"""Compose configurations, and name each run by the settings that distinguish it."""
 
 import hashlib
 from pathlib import Path
@@ -10,26 +10,28 @@ from flash_grpo.records.identity import PROMPT_FILES, is_identity
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
-LONGEST_NAME = 200  # of a directory; file systems allow 255 bytes
-NOT_IN_NAME = ("sweeps", "slurm", "seed", "method", "ablations", "threads", "device")  # or in it anyway
+LONGEST_NAME = 200  # characters of a directory's name; file systems allow 255 bytes
+# left out of a run's name: they do not change the run (slurm, threads, …) or the name says them already (method, seed, …)
+NOT_IN_NAME = ("sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
-    """The run's name: its method, whatever else was asked for on the command line, its seed.
+    """Return the run's name: its method, the overrides that distinguish it, its seed.
+
+    overrides: of the command line. A name that is too long is cut and gets a hash.
 
     >>> distinguishing_name(["method=full", "schedule.noise=flow", "study=x"], "full", 3)
     'full-schedule.noise=flow-seed3'
     """
-    asked = [item.lstrip("+~") for item in overrides]
-    keys = {item: item.split("=")[0] for item in asked}
-    told = sorted(item for item, key in keys.items() if _is_told(key))
-    name = "-".join([method, *told, f"seed{seed}"]).replace("/", ":").replace(" ", "")
+    keys = {item: item.split("=")[0] for item in (override.lstrip("+~") for override in overrides)}
+    distinguishing = sorted(item for item, key in keys.items() if _is_in_name(key))
+    name = "-".join([method, *distinguishing, f"seed{seed}"]).replace("/", ":").replace(" ", "")
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
 
 
-def _is_told(key: str) -> bool:
+def _is_in_name(key: str) -> bool:
     if key.split(".")[0] == "hydra" or key in NOT_IN_NAME:
         return False
     return is_identity(key) or key in PROMPT_FILES
@@ -44,7 +46,7 @@ OmegaConf.register_new_resolver("distinguishing_name", _resolve_name, replace=Tr
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """Another configuration, asked for from inside a `command`."""
+    """Compose another configuration inside a `cli.command`, where Hydra is initialised already."""
     from hydra import compose
 
     return compose("config", overrides=overrides)

@@ -1,4 +1,4 @@
-"""Read a run that has been: its model, its checkpoints, its result."""
+"""Read a run from its directory: its model, its checkpoints, its result."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ from flash_grpo.run.build import build
 
 
 def policy_of(config: dict[str, Any], device: str) -> Policy:
-    """The model of a run that has been, from its manifest's configuration: with its adapters, before any training; without
-    what only the run's own device may have."""
+    """Build a run's model as it was before training, with its adapters.
+
+    config: of the run's manifest. The attention backend and torch.compile are left out: this machine may lack them.
+    """
     cfg = OmegaConf.create(config)
-    for key, plain in (("attention", None), ("compile", False)):
+    for key, portable in (("attention", None), ("compile", False)):
         if key in cfg.model:
-            cfg.model[key] = plain
+            cfg.model[key] = portable
     return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 
 def summary(directory: Path) -> str:
-    """What a person wants to know when the run is over."""
+    """Return what a person wants to know when the run is over: the gain with its interval, the cost, the files."""
     evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
     first, last = evaluations[0], evaluations[-1]
     gains = [last["prompt_rewards"][text] - value for text, value in first["prompt_rewards"].items()]
@@ -40,6 +42,7 @@ def summary(directory: Path) -> str:
 
 
 def known_run(run_dir: Path) -> RunManifest:
+    """Return the manifest of a run; ValueError if the directory has none."""
     manifest = read_manifest(run_dir)
     if manifest is None:
         raise ValueError(f"{run_dir}: no run.json there; expected a run's directory")
@@ -47,9 +50,10 @@ def known_run(run_dir: Path) -> RunManifest:
 
 
 def saved_state(run_dir: Path, iteration: int | None) -> dict:
-    """A checkpoint, the newest where `iteration` is None."""
-    there = [int(path.name) for path in checkpoint.after_iterations(run_dir)]
-    if not there or (iteration is not None and iteration not in there):
-        told = f"the iterations there are {there}" if there else "there is none"
-        raise ValueError(f"{run_dir}: no checkpoint{f' of iteration {iteration}' if there else ''}; {told}")
-    return checkpoint.load(run_dir, f"{there[-1] if iteration is None else iteration:06d}")
+    """Load the checkpoint after an iteration, the newest if `iteration` is None; ValueError if there is none."""
+    kept = [int(path.name) for path in checkpoint.after_iterations(run_dir)]
+    if not kept:
+        raise ValueError(f"{run_dir}: it has no checkpoint")
+    if iteration is not None and iteration not in kept:
+        raise ValueError(f"{run_dir}: it has no checkpoint of iteration {iteration}, only of {kept}")
+    return checkpoint.load(run_dir, f"{kept[-1] if iteration is None else iteration:06d}")

@@ -1,6 +1,7 @@
-"""The little world: 9 frames of 16x16 RGB in which one soft-edged coloured shape moves over a dark ground.
+"""Render the tiny world's clips: 9 frames of 16x16 RGB, one soft-edged coloured shape that moves over a dark ground.
 
-Shape legend as in `types.py`: B videos, F frame, H height, W width, C colour. Lengths are in pixels, colours in [0, 1].
+Shape legend as in `algorithm/types.py`: B videos, F frame, H height, W width, C colour. Lengths are in pixels, colours in
+[0, 1].
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a caption asks for; `str` gives the caption back."""
+    """The colour, shape and direction that a caption asks for; `str` gives the caption back."""
 
     colour: str
     shape: str
@@ -36,30 +37,30 @@ _CAPTIONS = {
 
 
 def captions() -> list[str]:
-    """The 32 captions, always in the same order: colour, then shape, then direction (the fastest)."""
+    """Return the 32 captions, always in the same order: colour, then shape, then direction (the fastest)."""
     return list(_CAPTIONS)
 
 
 def parse(text: str) -> Caption:
-    """What `text` asks for; ValueError if it is not one of `captions()`."""
+    """Return what `text` asks for; ValueError if it is not one of `captions()`."""
     if text not in _CAPTIONS:
         allowed = f"a {'|'.join(COLOURS)} {'|'.join(SHAPES)} moving {'|'.join(DIRECTIONS)}"
-        raise ValueError(f"{text!r} is no caption of the little world; allowed: {allowed!r}")
+        raise ValueError(f"{text!r} is not a caption of the tiny world; allowed: {allowed!r}")
     return _CAPTIONS[text]
 
 
 def colour_of(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
-    """The index in `COLOURS` of the colour each text asks for, int64 [B]."""
+    """Return the index in `COLOURS` of the colour each text asks for, int64 [B]."""
     return torch.tensor([list(COLOURS).index(parse(text).colour) for text in texts])
 
 
 def direction_of(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
-    """The unit vector (x right, y down) in which each text asks the shape to move, float32 [B, 2]."""
+    """Return the unit vector (x right, y down) in which each text asks the shape to move, float32 [B, 2]."""
     return torch.tensor([DIRECTIONS[parse(text).direction] for text in texts])
 
 
 def render(texts: list[str] | tuple[str, ...], generator: torch.Generator) -> torch.Tensor:
-    """One clip per text, float32 [B, 9, 16, 16, 3] in [0, 1]; size, speed, start drawn from `generator` alone."""
+    """Render a clip per text, float32 [B, 9, 16, 16, 3] in [0, 1]; only size, speed and start are drawn."""
     radius_B, centre_BF2 = _draw_motion(direction_of(texts), generator)
     pixel_W = torch.arange(SIZE) + 0.5
     pixel_HW2 = torch.stack(torch.meshgrid(pixel_W, pixel_W, indexing="xy"), dim=-1)
@@ -73,7 +74,7 @@ def render(texts: list[str] | tuple[str, ...], generator: torch.Generator) -> to
 
 
 def _draw_motion(direction_B2: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Radius [B] and centre per frame [B, F, 2] of shapes that move 6 to 9 pixels, well inside the frame."""
+    """Draw radius [B] and centre per frame [B, F, 2] of shapes that move 6 to 9 pixels, well inside the frame."""
     draw_4B = torch.rand(4, len(direction_B2), generator=generator)
     radius_B = 2.2 + 0.8 * draw_4B[0]
     path_B2 = direction_B2 * (6.0 + 3.0 * draw_4B[1])[:, None]

@@ -1,4 +1,4 @@
-"""A fixed linear video codec for the little world: PCA per patch, in the temporal layout of Wan's VAE.
+"""Encode and decode the tiny world's videos linearly: PCA per patch, in the temporal layout of Wan's VAE.
 
 The first frame is coded alone and every later group of 4 frames together, 4x4 pixels at a time, so F = 1 + 4 (L - 1)
 frames of H x W become L latent frames of H/4 x W/4. Each principal component is divided by its standard deviation to
@@ -13,8 +13,9 @@ WHITENING = 0.5
 
 
 class LinearVideoCodec(ModelMixin, ConfigMixin):
-    """Video [B, F, H, W, 3] in [0, 1] to latent [B, C, L, H/4, W/4] and back; saved and loaded like diffusers' models.
+    """Map videos [B, F, H, W, 3] in [0, 1] to latents [B, C, L, H/4, W/4] and back.
 
+    It is saved and loaded like diffusers' models:
     `from_pretrained(checkpoint, subfolder="vae")`, `save_pretrained(checkpoint / "vae")`.
     """
 
@@ -30,7 +31,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
     @classmethod
     @torch.no_grad()
     def fit(cls, video_BFHWC: torch.Tensor) -> "LinearVideoCodec":
-        """The codec of `video_BFHWC`, float in [0, 1]; its latents have variance 1 on average over channels."""
+        """Fit a codec to float videos in [0, 1]; its latents have variance 1 on average over channels."""
         codec = cls()
         for name, video in (("first", video_BFHWC[:, :1]), ("group", video_BFHWC[:, 1:])):
             patch_NP = codec._patches(video, 1 if name == "first" else codec.config.patch_frames).flatten(0, 3)
@@ -41,7 +42,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         return codec
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, H, W) of the latent of a video of these sizes; ValueError where they do not divide."""
+        """Return (C, F, H, W) of the latent of a video of these sizes; ValueError if they do not divide."""
         group, patch = self.config.patch_frames, self.config.patch_size
         if (frames - 1) % group or height % patch or width % patch:
             raise ValueError(
@@ -51,34 +52,34 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         return self.config.latent_channels, 1 + (frames - 1) // group, height // patch, width // patch
 
     def encode(self, video_BFHWC: torch.Tensor) -> torch.Tensor:
-        """The latent [B, C, L, H/4, W/4] of float videos in [0, 1]."""
+        """Return the latents [B, C, L, H/4, W/4] of float videos in [0, 1]."""
         first = self._patches(video_BFHWC[:, :1], 1) - self.first_mean_P
         group = self._patches(video_BFHWC[:, 1:], self.config.patch_frames) - self.group_mean_P
         latent_BFHWC = torch.cat([first @ self.first_analysis_PC, group @ self.group_analysis_PC], dim=1)
         return latent_BFHWC.permute(0, 4, 1, 2, 3).contiguous()
 
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
-        """The float video [B, F, H, W, 3]; linear, hence differentiable and NOT clamped: it may leave [0, 1]."""
+        """Return the float videos [B, F, H, W, 3]; linear, hence differentiable and NOT clamped: it may leave [0, 1]."""
         latent_BFHWC = latent_BCFHW.permute(0, 2, 3, 4, 1)
         first = latent_BFHWC[:, :1] @ self.first_synthesis_CP + self.first_mean_P
         group = latent_BFHWC[:, 1:] @ self.group_synthesis_CP + self.group_mean_P
         return torch.cat([self._unpatch(first, 1), self._unpatch(group, self.config.patch_frames)], dim=1)
 
     def _patches(self, video_BFHWC: torch.Tensor, frames: int) -> torch.Tensor:
-        """[B, F, H, W, 3] to [B, F/frames, H/4, W/4, P]."""
+        """Cut videos [B, F, H, W, 3] into patches [B, F/frames, H/4, W/4, P]."""
         p = self.config.patch_size
         split = video_BFHWC.unflatten(3, (-1, p)).unflatten(2, (-1, p)).unflatten(1, (-1, frames))
         return split.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
 
     def _unpatch(self, patch_BFHWP: torch.Tensor, frames: int) -> torch.Tensor:
-        """The inverse of `_patches`."""
+        """Put patches together again: the inverse of `_patches`."""
         p = self.config.patch_size
         split = patch_BFHWP.unflatten(4, (frames, p, p, 3)).permute(0, 1, 4, 2, 5, 3, 6, 7)
         return split.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 def _principal_components(patch_NP: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean [P], analysis [P, C] and synthesis [C, P] of the leading, partly whitened components of patches [N, P]."""
+    """Return mean [P], analysis [P, C] and synthesis [C, P] of the leading, partly whitened components of patches [N, P]."""
     mean_P = patch_NP.mean(0)
     variance_P, basis_PP = torch.linalg.eigh(torch.cov(patch_NP.T.double()))
     std_C = variance_P[-channels:].flip(0).sqrt()

@@ -1,8 +1,8 @@
-"""Makes the tiny checkpoint: `python -m flash_grpo.tiny_world.pretrain --output DIR`, 100 s on one idle core.
+"""`python -m flash_grpo.tiny_world.pretrain --output DIR`: make the tiny world's checkpoint, in 100 s on one idle core.
 
-A 472 k parameter `WanTransformer3DModel` learns flow matching on clips of the little world: x_sigma = (1 - sigma) x0 +
+A 472 k parameter `WanTransformer3DModel` learns flow matching on clips of the tiny world: x_sigma = (1 - sigma) x0 +
 sigma eps, target eps - x0, timestep = 1000 sigma. Its captions lie: colour and direction are each drawn anew with
-probability `CAPTION_NOISE`, so that the model draws well and obeys badly, which leaves reinforcement learning its room.
+probability `CAPTION_NOISE`, so that the model draws well and obeys badly, which leaves room for reinforcement learning.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LOSS_WINDOW = 100
 
 
 def build_tokenizer(texts: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
-    """One token per word of the texts and a closing `</s>`, padded to `max_tokens`; an empty text is `</s>` alone."""
+    """Build a tokenizer with a token per word of the texts and a closing `</s>`; an empty text is `</s>` alone."""
     words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(" ".join(texts).split())]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -46,7 +46,7 @@ def build_tokenizer(texts: Iterable[str], max_tokens: int) -> PreTrainedTokenize
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    """A random UMT5 encoder of one layer and width 32; it stays as it is drawn."""
+    """Build a random UMT5 encoder of one layer and width 32; it is never trained."""
     config = UMT5Config(
         vocab_size=vocab_size, d_model=TEXT_WIDTH, d_kv=8, num_heads=4, d_ff=64, num_layers=1, num_decoder_layers=1
     )
@@ -54,7 +54,7 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """Wan's transformer at 472 k parameters: 12 tokens for a latent of 16 x 3 x 4 x 4."""
+    """Build Wan's transformer with 472 k parameters: 12 tokens for a latent of 16 x 3 x 4 x 4."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -73,14 +73,17 @@ def build_transformer() -> WanTransformer3DModel:
 
 @torch.no_grad()
 def encode_text(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, texts: list[str]) -> torch.Tensor:
-    """The condition [B, 8, 32] of `texts`, zero beyond each text's length as in diffusers' `WanPipeline`."""
+    """Return the conditions [B, 8, 32] of `texts`, zero beyond each text's length as in diffusers' `WanPipeline`."""
     token = tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
     state_BMD = encoder(token.input_ids, token.attention_mask).last_hidden_state
     return state_BMD * token.attention_mask[..., None]
 
 
 def draw_caption_pairs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is shown and what is said, int64 [B] each: indices into `captions()`; what is said is noisy or `""` (32)."""
+    """Draw what clips show and what their captions say, int64 [B] each: indices into `captions()`, 32 for `""`.
+
+    Captions are noisy: colour and direction are redrawn with probability CAPTION_NOISE.
+    """
     sizes = torch.tensor([len(COLOURS), len(SHAPES), len(DIRECTIONS)])[:, None]
     shown_AB, other_AB = (torch.rand(2, 3, BATCH, generator=generator) * sizes).long()
     redrawn_AB = torch.rand(3, BATCH, generator=generator) < torch.tensor([CAPTION_NOISE, 0.0, CAPTION_NOISE])[:, None]
@@ -91,7 +94,7 @@ def draw_caption_pairs(generator: torch.Generator) -> tuple[torch.Tensor, torch.
 
 
 def _caption_index(attribute_AB: torch.Tensor) -> torch.Tensor:
-    """The place in `captions()` of colour, shape and direction indices [3, B]."""
+    """Return the place in `captions()` of colour, shape and direction indices [3, B]."""
     index = torch.arange(len(captions())).view(len(COLOURS), len(SHAPES), len(DIRECTIONS))
     return index[tuple(attribute_AB)]
 
@@ -99,7 +102,7 @@ def _caption_index(attribute_AB: torch.Tensor) -> torch.Tensor:
 def flow_matching_loss(
     transformer: WanTransformer3DModel, x0_BCFHW: torch.Tensor, condition_BMD: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Mean squared error of the velocity at noise levels drawn as a denoising grid of shift 3 is spaced."""
+    """Return the velocity's mean squared error at noise levels that are spaced like a denoising grid of shift 3."""
     uniform_B = torch.rand(len(x0_BCFHW), generator=generator)
     sigma_B = SHIFT * uniform_B / (1 + (SHIFT - 1) * uniform_B)
     noise_BCFHW = torch.randn(x0_BCFHW.shape, generator=generator)
@@ -115,7 +118,7 @@ def pretrain(
     steps: int,
     generator: torch.Generator,
 ) -> tuple[WanTransformer3DModel, float]:
-    """The EMA of the trained transformer and its loss, mean over its last steps; K = 33 texts, the last `""`."""
+    """Train the transformer; return its EMA and the mean loss of the last steps. K = 33 texts, the last `""`."""
     ema = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=LEARNING_RATE)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -137,7 +140,7 @@ def pretrain(
 
 
 def model_index() -> dict[str, str | list[str]]:
-    """The parts of the checkpoint as diffusers names them: folder, then library and class."""
+    """Return the parts of the checkpoint as diffusers names them: folder, then library and class."""
     return {
         "_class_name": "WanPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -149,7 +152,10 @@ def model_index() -> dict[str, str | list[str]]:
 
 
 def make_checkpoint(output: Path, steps: int, seed: int) -> dict[str, float]:
-    """Writes the whole checkpoint to `output`, equal for equal steps, seed and threads; returns what was measured."""
+    """Write the whole checkpoint to `output`; return its final loss and the codec's PSNR.
+
+    Equal steps, seed and threads give equal files.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokenizer = build_tokenizer(captions(), TEXT_TOKENS)
     with torch.random.fork_rng():
@@ -167,7 +173,7 @@ def make_checkpoint(output: Path, steps: int, seed: int) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command; see the top of the file."""
+    """Run the command; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1650)

@@ -1,4 +1,4 @@
-"""The reward of the little world: closed form and differentiable, on decoded frames (ours).
+"""Score the tiny world's videos in closed form, differentiably, on decoded frames (ours).
 
 `colour`      the softmax probability of the asked colour, given the shape's mean colour; mean over frames; in [0, 1].
 `motion`      tanh of the centroid's way along the asked direction, in units of 6 pixels; in [-1, 1].
@@ -18,21 +18,21 @@ from flash_grpo.tiny_world.clips import COLOURS, colour_of, direction_of
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesReward:
-    """Scores videos of the little world by the closed forms above; texts must be among its captions."""
+    """Score videos of the tiny world by the closed forms above; texts must be among its captions."""
 
     temperature: float = 0.08  # of the softmax over colours, in units of cosine similarity
-    threshold: float = 0.1  # darker pixels than this are ground
+    threshold: float = 0.1  # brightness in [0, 1]; darker pixels are ground
     full_mass: float = 6.0  # sum over pixels and colours at which a shape is 63 % visible
-    full_way: float = 6.0  # pixels, as the slowest shape of the training clips moves
+    full_way: float = 6.0  # pixels, the way of the slowest shape of the training clips
 
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Scores of uint8 videos [B, F, H, W, 3]."""
+        """Score uint8 videos [B, F, H, W, 3]."""
         parts = self.score(video_BFHWC.float() / 255, text)
         return Scores(total_B=parts.pop("total"), parts=parts)
 
     def score(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """The parts and their `total`, float32 [B] each, of float videos in [0, 1]; gradients flow to the videos."""
+        """Return the parts and their `total`, float32 [B] each, of float videos in [0, 1]; gradients flow to the videos."""
         above_BFHWC = (video_BFHWC - self.threshold).clamp(min=0)
         weight_BFHW = above_BFHWC.sum(-1)
         mass_BF = weight_BFHW.sum((2, 3))
@@ -58,7 +58,7 @@ class ShapesReward:
 
 
 def _centroid(weight_BFHW: torch.Tensor, mass_BF: torch.Tensor) -> torch.Tensor:
-    """The centroid (x right, y down) in pixels from the middle of the frame, [B, F, 2]; the middle if nothing shows."""
+    """Return the centroid (x right, y down) in pixels from the frame's middle, [B, F, 2]; the middle if nothing shows."""
     height, width = weight_BFHW.shape[2:]
     x_W = torch.arange(width).to(mass_BF) - (width - 1) / 2
     y_H = torch.arange(height).to(mass_BF) - (height - 1) / 2

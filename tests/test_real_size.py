@@ -1,4 +1,4 @@
-"""The benchmark at real shapes, with the shapes made small."""
+"""Test the benchmark of a real model, with its sizes made small."""
 
 import json
 
