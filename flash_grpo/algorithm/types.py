@@ -36,9 +36,10 @@ class PromptBatch:
                 parts[-1] += range(first, end)
             else:
                 parts.append(list(range(first, end)))
-        return [self._rows(torch.tensor(rows)) for rows in parts]
+        return [self.rows(torch.tensor(rows)) for rows in parts]
 
-    def _rows(self, row_B: torch.Tensor) -> "PromptBatch":
+    def rows(self, row_B: torch.Tensor) -> "PromptBatch":
+        """Return these rollouts alone."""
         return replace(
             self,
             text=tuple(self.text[row] for row in row_B.tolist()),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.algorithm.types import Rollouts
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
@@ -42,34 +43,41 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
 def _unavoidable_parts(trainer: Trainer) -> Mapping[str, Callable[[], object]]:
     """Return what every implementation of an iteration must compute, by name, ready to be called."""
-    text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
-    rollouts = trainer.rollout(trainer.layout.batch(1, text_P, trainer.ranks.rank))
+    batch, states_T = trainer.batch(1), []
+    rollouts = trainer.rollouts.make(batch, "measured", lambda: states_T.append(_states(trainer)))
+    states_T = [len(set(noise_keys(batch, trainer.seed, trainer.method.initial_noise).initial_B)), *states_T[:-1]]
+    trainer.journal.done.clear()
     latent_BCFHW = torch.randn(len(rollouts.batch), *trainer.policy.latent_shape).to(rollouts.condition_BMD.device)
     return {
-        "forwards": lambda: _forwards(trainer, latent_BCFHW, rollouts.condition_BMD),
+        "forwards": lambda: _forwards(trainer, states_T, latent_BCFHW, rollouts.condition_BMD),
         "update": lambda: _update(trainer, rollouts),
-        "decode": lambda: [trainer.policy.decode(chunk) for chunk in latent_BCFHW.split(trainer.rollout_batch)],
-        "reward": lambda: trainer.reward(rollouts.video_BFHWC, rollouts.batch.text),
+        "decode": lambda: [trainer.policy.decode(chunk) for chunk in latent_BCFHW.split(trainer.rollouts.at_once)],
+        "reward": lambda: trainer.rollouts.reward(rollouts.video_BFHWC, rollouts.batch.text),
     }
 
 
+def _states(trainer: Trainer) -> int:
+    """Return how many distinct states the denoising that was noted last is in."""
+    return len(trainer.journal.done["measured/denoising"].x_SCFHW)
+
+
 @torch.no_grad()
-def _forwards(trainer: Trainer, x_BCFHW: torch.Tensor, condition_BMD: torch.Tensor) -> None:
-    """Compute as many velocities as a rollout asks for."""
-    for timestep in trainer.schedule.timestep_T:
-        for rows in torch.arange(len(x_BCFHW)).split(trainer.rollout_batch):
+def _forwards(trainer: Trainer, states_T: list[int], x_BCFHW: torch.Tensor, condition_BMD: torch.Tensor) -> None:
+    """Compute as many velocities as the rollouts ask for: one for each distinct state and step."""
+    for timestep, states in zip(trainer.schedule.timestep_T, states_T, strict=True):
+        for rows in torch.arange(states).split(trainer.rollouts.at_once):
             trainer.policy.velocity(x_BCFHW[rows], timestep.expand(len(rows)), condition_BMD[rows])
 
 
 def _update(trainer: Trainer, rollouts: Rollouts) -> None:
-    """Compute a forward and a backward of every trained transition."""
+    """Compute a forward and a backward of every distinct state that is trained."""
     transitions = rollouts.transitions
-    for rows in torch.arange(len(transitions)).split(trainer.update_batch):
-        timestep_N = trainer.schedule.timestep_T[transitions.step_N[rows]]
-        condition_NMD = rollouts.condition_BMD[transitions.rollout_N[rows]]
-        x_NCFHW = transitions.x_NCFHW[rows].to(condition_NMD.device)
-        trainer.policy.velocity(x_NCFHW, timestep_N, condition_NMD).square().mean().backward()
-    trainer.optimizer.zero_grad()
+    for rows in torch.arange(len(transitions.x_SCFHW)).split(trainer.updater.at_once):
+        timestep_S = trainer.schedule.timestep_T[transitions.step_S[rows]]
+        condition_SMD = rollouts.condition_BMD[transitions.rollout_S[rows]]
+        x_SCFHW = transitions.x_SCFHW[rows].to(condition_SMD.device)
+        trainer.policy.velocity(x_SCFHW, timestep_S, condition_SMD).square().mean().backward()
+    trainer.updater.optimizer.zero_grad()
 
 
 def _seconds(function: Callable[[], object]) -> float:

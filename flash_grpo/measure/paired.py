@@ -39,6 +39,7 @@ def evaluate(
     for name in states:
         _refuse_other_prompts(output / name, texts)
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.get("lora"))
+    policy.keep_base()
     evaluated = {}
     for name, state in states.items():
         if state:
@@ -75,7 +76,7 @@ def _evaluated(
     keeper: "_VideoKeeper",
 ) -> Evaluated:
     """Evaluate the policy; raise RewardError on every rank if the reward fails on any."""
-    journal = Journal(ranks)
+    journal = Journal(ranks, policy.forwards_together)
     try:
         return evaluation(policy, reward, texts, ranks, keep=keeper, journal=journal)
     except Leave:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flash_grpo.algorithm.denoise import denoise, initial_noise, sde_noise
+from flash_grpo.algorithm.denoise import Denoised, denoise
+from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.run import compose
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
@@ -64,29 +65,29 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str, int]]:
     """Return the phases of an iteration of at most `rollouts` rollouts, by name, and how many rollouts and transitions."""
     policy, schedule = trainer.policy, trainer.schedule
-    text_P = trainer.prompts.drawn(1, trainer.layout.num_prompts, trainer.seed)
-    batch = trainer.layout.batch(1, text_P, trainer.ranks.rank).split(rollouts)[0]
+    batch = trainer.batch(1).rows(torch.arange(rollouts))
     condition_BMD = policy.encode(batch.text)
-    noise_BCFHW = initial_noise(batch, policy.latent_shape, trainer.seed, trainer.method.initial_noise)
-    noise_BCFHW = noise_BCFHW.to(trainer.ranks.device)
-    mask_BT, draw = trainer.method.plan(batch, len(schedule), trainer.seed), sde_noise(batch, policy.latent_shape, 0)
+    keys = noise_keys(batch, trainer.seed, trainer.method.initial_noise)
+    mask_BT = trainer.method.plan(batch, len(schedule), trainer.seed)
 
-    def rollout() -> tuple:
-        return denoise(policy, condition_BMD, noise_BCFHW, schedule, mask_BT, draw)
+    def rollout() -> Denoised:
+        return denoise(policy, condition_BMD, keys, schedule, mask_BT)
 
-    latent_BCFHW, transitions = rollout()
+    denoised = rollout()
+    latent_BCFHW, transitions = denoised.latent_BCFHW, denoised.transitions
     video_BFHWC, ones_N = policy.decode(latent_BCFHW), torch.ones(len(transitions))
 
     def update() -> None:
-        list(trainer.backward(transitions, condition_BMD, ones_N, ones_N, len(transitions)))
-        trainer.apply_gradients()
+        list(trainer.updater.backward(transitions, condition_BMD, ones_N, ones_N, len(transitions), "measured "))
+        trainer.journal.done.clear()
+        trainer.updater.apply_gradients()
 
     velocity = policy.evaluations_per_velocity * policy.flops_per_forward
     phases = {
-        "rollout": Phase(rollout, len(batch) * len(schedule) * velocity),
+        "rollout": Phase(rollout, denoised.velocities * velocity),
         "decode": Phase(lambda: policy.decode(latent_BCFHW)),
-        "reward": Phase(lambda: trainer.reward(video_BFHWC, batch.text)),
-        "update": Phase(update, 3 * len(transitions) * velocity),
+        "reward": Phase(lambda: trainer.rollouts.reward(video_BFHWC, batch.text)),
+        "update": Phase(update, 3 * len(transitions.x_SCFHW) * velocity),
     }
     return phases, {"batch": len(batch), "transitions": len(transitions)}
 

@@ -10,15 +10,16 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from flash_grpo.algorithm import keyed
-from flash_grpo.algorithm.denoise import initial_noise, sde_noise
 from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.algorithm.plans import OneStep
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.sde import ode_step, rectification_factor
-from flash_grpo.algorithm.types import PromptBatch, Rollouts
+from flash_grpo.algorithm.types import Rollouts
 from flash_grpo.algorithm.weighting import inverse_lambda, uniform
 from flash_grpo.run import compose
 from flash_grpo.run.build import build
+from flash_grpo.training.iteration_record import over_ranks
 from flash_grpo.training.trainer import Trainer
 
 SOURCES = ("step", "initial_noise", "sde_noise")  # of randomness in a one-step rollout
@@ -123,15 +124,9 @@ class Workbench:
         """Make one iteration's rollouts by the method; return them and their advantages [P, G]."""
         trainer = self.trainer
         trainer.method = method
-        rollouts = trainer.rollout(iteration_batch(trainer, iteration))
-        scores = trainer.reward(rollouts.video_BFHWC, rollouts.batch.text)
-        return rollouts, method.advantage(trainer.over_ranks(rollouts.batch, scores.total_B))
-
-
-def iteration_batch(trainer: Trainer, iteration: int) -> PromptBatch:
-    """Return the prompts that this iteration would train on, all on one rank."""
-    text_P = trainer.prompts.drawn(iteration, trainer.layout.num_prompts, trainer.seed)
-    return trainer.layout.batch(iteration, text_P, rank=0)
+        rollouts = trainer.rollouts.all(trainer.batch(iteration))
+        scores = trainer.rollouts.reward(rollouts.video_BFHWC, rollouts.batch.text)
+        return rollouts, method.advantage(over_ranks(trainer.ranks, rollouts.batch, scores.total_B))
 
 
 def ascent(trainer: Trainer, rollouts: Rollouts, advantage_PG: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
@@ -139,22 +134,23 @@ def ascent(trainer: Trainer, rollouts: Rollouts, advantage_PG: torch.Tensor, wei
     transitions, batch = rollouts.transitions, rollouts.batch
     advantage_N = advantage_PG[batch.prompt_B[transitions.rollout_N], batch.sibling_B[transitions.rollout_N]]
     weight_N = weight_T[transitions.step_N]
-    for _ in trainer.backward(transitions, rollouts.condition_BMD, advantage_N, weight_N, len(transitions)):
+    total, condition_BMD = len(transitions), rollouts.condition_BMD
+    for _ in trainer.updater.backward(transitions, condition_BMD, advantage_N, weight_N, total, "measured "):
         pass
+    trainer.journal.done.clear()
     return -_taken_gradient(trainer.policy)
 
 
 def one_step_rewards(trainer: Trainer, iteration: int, seeds: Mapping[str, int]) -> torch.Tensor:
     """Return rewards [P, G] of one-step rollouts whose steps differ; `seeds` has one seed for each of SOURCES."""
-    batch, shape = iteration_batch(trainer, iteration), trainer.policy.latent_shape
+    batch = trainer.batch(iteration)
     plan = OneStep(first_step=0, last_step=9, shared_by="rollout")
-    rollouts = trainer.rollout_from(
+    rollouts = trainer.rollouts.by_keys(
         batch,
         mask_BT=plan(batch, len(trainer.schedule), seeds["step"]),
-        noise_BCFHW=initial_noise(batch, shape, seeds["initial_noise"], "independent"),
-        draw=sde_noise(batch, shape, seeds["sde_noise"]),
+        keys=noise_keys(batch, seeds["initial_noise"], "independent", sde_seed=seeds["sde_noise"]),
     )
-    return trainer.over_ranks(batch, trainer.reward(rollouts.video_BFHWC, batch.text).total_B)
+    return over_ranks(trainer.ranks, batch, trainer.rollouts.reward(rollouts.video_BFHWC, batch.text).total_B)
 
 
 def exact_gradient(trainer: Trainer, noises: int, label: str) -> torch.Tensor:
@@ -177,7 +173,7 @@ def _differentiable_reward(trainer: Trainer, x_BCFHW: torch.Tensor, texts: tuple
     for step, timestep in enumerate(schedule.timestep_T):
         velocity_BCFHW = policy.velocity(x_BCFHW, timestep.expand(len(x_BCFHW)), condition_BMD)
         x_BCFHW = ode_step(x_BCFHW, velocity_BCFHW, schedule.dt_T[step])
-    return trainer.reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
+    return trainer.rollouts.reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
 
 
 def _group_correlation(first_PG: torch.Tensor, second_PG: torch.Tensor) -> float:
