@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def read_vbench(path: Path) -> dict[str, float]:
@@ -41,7 +42,7 @@ def _entries(path: Path) -> dict:
     return entries
 
 
-def _score(entry: object, path: Path) -> float:
+def _score(entry: Any, path: Path) -> float:
     try:
         return float(entry[0] if isinstance(entry, list) else entry)
     except (ValueError, TypeError, IndexError) as error:
