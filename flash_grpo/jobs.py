@@ -1,20 +1,19 @@
-"""`python -m flash_grpo.jobs STUDY`: the runs of a study on Slurm, one line each. Needs no process of the sweep's.
+"""Show, watch, cancel or resubmit the runs of a study on Slurm. Works without the launcher that submitted the sweep.
 
-    python -m flash_grpo.jobs runs/ablation                      where each run stands, what it cost, why it waits or failed
+    python -m flash_grpo.jobs runs/ablation                      state of each run, its cost, why it waits or failed
     python -m flash_grpo.jobs runs/ablation --watch              the same, live, until nothing waits or runs
-    python -m flash_grpo.jobs runs/ablation --logs flash-seed0   the logs of its ranks; with --follow as they grow
-    python -m flash_grpo.jobs runs/ablation --cancel             of these runs, or of all: each saves and ends
-    python -m flash_grpo.jobs runs/ablation --resubmit failed    those that failed, or named ones, as they were submitted
+    python -m flash_grpo.jobs runs/ablation --logs flash-seed0   the logs of the run's ranks; with --follow as they grow
+    python -m flash_grpo.jobs runs/ablation --cancel             end all runs, or those named: each saves first
+    python -m flash_grpo.jobs runs/ablation --resubmit failed    submit the failed runs again, or those named
 
 States:  waiting, requeued (waits for another start), starting (imports), running, preempted (saves), ending;
          complete, failed, cancelled, interrupted (saved and left); without Slurm also unfinished, unknown.
 Columns: evaluation, training: the last rewards. device-h: hours of rollout + reward + update, times devices.
-         billed: hours that Slurm charges, times devices, over all starts; useful: the share of it that the result took,
-         evaluation included. It goes to `bill` in a run's run.json once no job of the run waits or runs.
+         billed: hours that Slurm charges, times devices, over all starts; useful: the part of them that the run's result
+         took, evaluation included. The bill is written to a run's run.json once no job of the run waits or runs.
 
-A run that --resubmit starts again goes on from its newest checkpoint, with the code and configuration of its first
-submission. To change either, give the sweep's command again. Exit codes: 0; 1 where --watch ends with a failed run;
-2 bad input.
+A resubmitted run goes on from its newest checkpoint, with the code and configuration of its first submission. To change
+either, give the sweep's command again. Exit codes: 0; 1 if --watch ends with a failed run; 2 for bad input.
 """
 
 import argparse
@@ -22,114 +21,47 @@ import difflib
 import shutil
 import sys
 import time
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from flash_grpo.cluster import run_state, slurm
+from flash_grpo.cluster import logs, slurm
 from flash_grpo.cluster.bill import write_bills
-from flash_grpo.cluster.run_state import ALIVE, OVER, Standing
+from flash_grpo.cluster.run_state import ALIVE, RunState, run_states
+from flash_grpo.cluster.table import console, table_of
+from flash_grpo.records.submissions import SubmittedRun
 
 CANCELLABLE = tuple(state for state in ALIVE if state != "ending")
 AGAIN = ("failed", "cancelled", "interrupted")
-COLOURS = {"running": "green", "complete": "bold green", "failed": "bold red", "cancelled": "yellow"}
-NUMBERS = ("iteration", "evaluation", "training", "device-h", "billed", "useful", "restarts", "last record")
-FOLLOW_S, ASK_SLURM_S = 0.5, 5.0
+ASK_SLURM_S = 5.0
 
 
 class InputError(ValueError):
-    """Bad input, told in a line."""
+    """Report bad input in one line."""
 
 
-def look(study: Path) -> tuple[list[Standing], str]:
-    """Every run's standing, and why Slurm could not be asked, empty if it could. Writes the bills that can be settled."""
+def look(study: Path) -> tuple[list[RunState], str]:
+    """Return the state of every run and why Slurm could not be asked, '' if it could. Write the bills of runs that are over."""
     try:
-        answer, silent = slurm.ask_of(study), ""
+        answer = slurm.ask_about(study)
         write_bills(study, answer)
     except slurm.NoSlurmError as error:
-        answer, silent = None, f"Slurm could not be asked ({error}): what follows is what the runs wrote themselves"
-    return run_state.standings(study, answer), silent
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-def shown(runs: list[Standing], silent: str) -> Group:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    for name in NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for run in runs:
-        state = Text(run.state, style=COLOURS.get(run.state, ""))
-        table.add_row(Text(run.run), state, *_numbers(run), Text(run.why))
-    return Group(*([Text(silent)] if silent else []), table, Text(totals(runs), style="bold"))
-
-
-def _numbers(run: Standing) -> list[str]:
-    return [
-        _number(run.iteration, "d"),
-        _number(run.evaluation_reward, ".3f"),
-        _number(run.training_reward, ".3f"),
-        hours(run.device_seconds) if run.iteration is not None else "",
-        hours(run.billed_seconds),
-        share(run.useful_seconds, run.billed_seconds),
-        str(run.restarts),
-        age(run.age),
-    ]
-
-
-def totals(runs: list[Standing]) -> str:
-    counts = Counter(run.state for run in runs)
-    states = ", ".join(f"{counts[state]} {state}" for state in (*OVER, *ALIVE) if counts[state])
-    own = sum(run.device_seconds for run in runs)
-    billed = sum(run.billed_seconds for run in runs if run.billed_seconds)
-    useful = sum(run.useful_seconds for run in runs if run.billed_seconds)
-    told = f"{len(runs)} run{'s' * (len(runs) > 1)}: {states}; {hours(own)} device-hours"
-    return told + (f"; {hours(billed)} device-hours billed, {share(useful, billed)} of them useful" if billed else "")
-
-
-def hours(seconds: float | None) -> str:
-    """Three digits; a day or more to the hour."""
-    if seconds is None:
-        return ""
-    return f"{seconds / 3600:.0f}" if seconds >= 86400 else f"{seconds / 3600:.3g}"
-
-
-def share(useful: float, billed: float | None) -> str:
-    return f"{100 * useful / billed:.0f} %" if billed else ""
-
-
-def age(seconds: float | None) -> str:
-    """In the largest unit that gives at least two."""
-    if seconds is None:
-        return ""
-    unit, size = next((pair for pair in (("d", 86400), ("h", 3600), ("min", 60)) if seconds >= 2 * pair[1]), ("s", 1))
-    return f"{max(0, seconds) / size:.0f} {unit}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _console() -> Console:
-    """As wide as a line where nobody looks: a file, or a pipe to grep."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+        notice = f"Slurm could not be asked ({error}): what follows is what the runs wrote themselves"
+        return run_states(study, None), notice
+    return run_states(study, answer), ""
 
 
 def watch(study: Path, interval: float) -> bool:
-    """Shows the table until nothing waits or runs. Whether no run has failed. A controller that does not answer for a
-    while is asked again."""
-    with Live(console=_console(), auto_refresh=False) as live:
+    """Show the table, every `interval` seconds anew, until nothing waits or runs. Return True if no run has failed.
+
+    A controller that does not answer for a while ends nothing: it is asked again.
+    """
+    with Live(console=console(), auto_refresh=False) as live:
         while True:
-            runs, silent = look(study)
-            live.update(shown(runs, silent), refresh=True)
-            if not silent and not any(run.state in ALIVE for run in runs):
+            runs, notice = look(study)
+            live.update(table_of(runs, notice), refresh=True)
+            if not notice and not any(run.state in ALIVE for run in runs):
                 return not any(run.state == "failed" for run in runs)
             time.sleep(interval)
 
@@ -137,103 +69,105 @@ def watch(study: Path, interval: float) -> bool:
 # -- what can be done to runs ------------------------------------------------------------------------------------------
 
 
-def cancel(runs: list[Standing], names: list[str], silent: bool) -> list[str]:
-    """scancel of the named runs, or of all; what was done, a line each. silent: Slurm did not say how they stand."""
-    cancellable = [
-        run for run in runs if run.job and (run.state in CANCELLABLE or (silent and run.state != "complete"))
-    ]
-    chosen = chosen_by(names, runs) if names else cancellable
-    queued = [run for run in chosen if run in cancellable]
-    if queued:
-        _scancel([run.job["job_id"] for run in queued])
-    was = "" if silent else ", which was {state}"
-    told = [
-        f"cancelled {run.run} (job {run.job['job_id']}){was.format(state=run.state)}{_saves(run)}" for run in queued
-    ]
-    told += [f"left {run.run} alone: it is {run.state}" for run in chosen if run not in queued]
-    return told or ["nothing waits or runs"]
+def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[str]:
+    """Cancel the named runs, or all; return a line about each.
+
+    slurm_answers: False if the states are those that the runs wrote themselves. A run that may be alive is cancelled then.
+    """
+    jobs = {run.run: run.job for run in runs if run.job and _is_cancellable(run, slurm_answers)}
+    chosen = chosen_by(names, runs) if names else [run for run in runs if run.run in jobs]
+    if cancelled := [jobs[run.run].job_id for run in chosen if run.run in jobs]:
+        _scancel(cancelled)
+    lines = []
+    for run in chosen:
+        if run.run in jobs:
+            was = f", which was {run.state}" if slurm_answers else ""
+            saves = ": it saves and ends" if run.state in ("running", "starting") else ""
+            lines.append(f"cancelled {run.run} (job {jobs[run.run].job_id}){was}{saves}")
+    lines += [f"left {run.run} alone: it is {run.state}" for run in chosen if run.run not in jobs]
+    return lines or ["nothing waits or runs"]
 
 
-def _saves(run: Standing) -> str:
-    return ": it saves and ends" if run.state in ("running", "starting") else ""
+def _is_cancellable(run: RunState, slurm_answers: bool) -> bool:
+    return run.state in CANCELLABLE or (not slurm_answers and run.state != "complete")
 
 
 def _scancel(jobs: list[str]) -> None:
     try:
-        slurm.asked("scancel", *jobs)
+        slurm.output_of("scancel", *jobs)
     except slurm.NoSlurmError as error:
         raise InputError(str(error)) from error
 
 
-def resubmit(study: Path, runs: list[Standing], names: list[str]) -> list[str]:
-    """What was submitted, once more, of the runs named or in the states named; what was done, a line each."""
+def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
+    """Submit runs again exactly as they were submitted; return a line about each. names: of runs, or states of AGAIN."""
     from flash_grpo.cluster import submission
 
     chosen = chosen_by([name for name in names if name not in AGAIN], runs)
     chosen += [run for run in runs if run.job and run.state in names and run not in chosen]
     if not chosen:
         return [f"no run is {' or '.join(names)}"]
-    for run in chosen:
-        if run.state in ALIVE:
-            first = "its end comes" if run.state == "ending" else "--cancel it"
-            raise InputError(f"{run.run} is {run.state}: {first} first")
-        if run.state == "complete":
-            raise InputError(f"{run.run} is complete; to go on with a larger budget, give the sweep's command again")
-        if "point" not in run.job:
-            raise InputError(f"{run.run} was submitted by an earlier version: give the sweep's command again")
+    jobs = [_resubmittable(run) for run in chosen]
     try:
-        added = submission.resubmit(study / ".submitit", [run.job for run in chosen])
+        added = submission.resubmit(study / ".submitit", jobs)
     except submission.RefusedError as error:
         raise InputError(f"Slurm takes no such job: {error}") from error
-    return [f"submitted {line['run']} again as job {line['job_id']}" for line in added]
+    return [f"submitted {job.run} again as job {job.job_id}" for job in added]
 
 
-def chosen_by(names: list[str], runs: list[Standing]) -> list[Standing]:
-    known = {run.run: run for run in runs if run.job}
+def _resubmittable(run: RunState) -> SubmittedRun:
+    """Return the run's newest job. InputError if it must not or cannot be submitted again."""
+    if run.state in ALIVE:
+        first = "wait for its end" if run.state == "ending" else "--cancel it"
+        raise InputError(f"{run.run} is {run.state}: {first} first")
+    if run.state == "complete":
+        raise InputError(f"{run.run} is complete; to go on with a larger budget, give the sweep's command again")
+    if not run.job or not run.job.point:
+        raise InputError(f"{run.run} was submitted by an earlier version: give the sweep's command again")
+    return run.job
+
+
+def chosen_by(names: list[str], runs: list[RunState]) -> list[RunState]:
+    """Return the submitted runs of these names, each once. InputError for a name that none has."""
+    submitted = {run.run: run for run in runs if run.job}
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:3]
+        if name not in submitted:
+            near = difflib.get_close_matches(name, submitted, n=3, cutoff=0.4) or list(submitted)[:3]
             raise InputError(f"{name}: no such run was submitted from this study; there are {', '.join(near)}")
-    return [known[name] for name in dict.fromkeys(names)]
+    return [submitted[name] for name in dict.fromkeys(names)]
 
 
-# -- logs --------------------------------------------------------------------------------------------------------------
-
-
-def print_logs(study: Path, run: Standing, follow: bool) -> None:
-    paths, read = run_state.logs(run.job), Counter()
-    print(f"{run.run}, job {run.job['job_id']}, {run.state}: {paths[0].parent}", file=sys.stderr)
+def print_logs(study: Path, run: RunState, follow: bool) -> None:
+    """Print the logs of the run's newest job; with `follow` until the run is over. InputError if there are none."""
+    assert run.job, "only submitted runs can be chosen"
+    paths = logs.log_files(run.job)
+    print(f"{run.run}, job {run.job.job_id}, {run.state}: {paths[0].parent}", file=sys.stderr)
     if not follow and not any(path.exists() for path in paths):
         raise InputError(f"{run.run} has no log yet: it is {run.state}")
-    over, asked = not follow or run.state not in ALIVE, time.monotonic()
-    while True:
-        for rank, path in enumerate(paths):
-            read[rank] += _print_from(path, read[rank], f"{rank}: " if len(paths) > 1 else "")
-        if over:
-            return
-        time.sleep(FOLLOW_S)
-        if time.monotonic() - asked > ASK_SLURM_S:
-            asked, (runs, silent) = time.monotonic(), look(study)
-            over = not silent and all(one.state not in ALIVE for one in runs if one.run == run.run)
+    at_once = not follow or run.state not in ALIVE
+    logs.print_logs(paths, (lambda: True) if at_once else _end_of(study, run.run))
 
 
-def _print_from(path: Path, offset: int, prefix: str) -> int:
-    """Prints the whole lines after `offset`; returns their length. Of a progress bar only its last state."""
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        file.seek(offset)
-        new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").split("\n")[:-1]:
-        print(prefix + line.rstrip("\r").rpartition("\r")[2], flush=True)
-    return len(whole)
+def _end_of(study: Path, name: str) -> Callable[[], bool]:
+    """Return a function that tells whether the run is over; it asks Slurm every ASK_SLURM_S seconds."""
+    asked = time.monotonic()
+
+    def is_over() -> bool:
+        nonlocal asked
+        if time.monotonic() - asked <= ASK_SLURM_S:
+            return False
+        asked = time.monotonic()
+        runs, notice = look(study)
+        return not notice and all(run.state not in ALIVE for run in runs if run.run == name)
+
+    return is_over
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Do what the arguments ask for. Bad input ends in one line and exit code 2."""
     args = _parser().parse_args(argv)
     try:
         _do(args)
@@ -249,13 +183,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flash_grpo.jobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path, help="the directory that holds a sweep's runs: runs/ablation")
-    parser.add_argument("--interval", type=float, default=10.0, metavar="SECONDS", help="of --watch; default: 10")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="seconds between two tables of --watch; default: 10",
+    )
     parser.add_argument("--follow", action="store_true", help="with --logs: go on until the run is over")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--watch", action="store_true", help="the table, live, until nothing waits or runs")
-    one.add_argument("--logs", metavar="RUN", help="print the logs of the run's newest job")
-    one.add_argument("--cancel", nargs="*", metavar="RUN", help="end these runs, or all that wait or run")
-    one.add_argument("--resubmit", nargs="+", metavar="RUN", help=f"a run's name, or {', '.join(AGAIN)}")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--watch", action="store_true", help="show the table, live, until nothing waits or runs")
+    action.add_argument("--logs", metavar="RUN", help="print the logs of the run's newest job")
+    action.add_argument("--cancel", nargs="*", metavar="RUN", help="end these runs, or all that wait or run")
+    action.add_argument("--resubmit", nargs="+", metavar="RUN", help=f"names of runs, or {', '.join(AGAIN)}")
     return parser
 
 
@@ -266,28 +206,28 @@ def _do(args: argparse.Namespace) -> None:
         raise InputError("--follow: goes with --logs RUN")
     if args.interval <= 0:
         raise InputError(f"--interval {args.interval}: must be above 0 seconds")
-    runs, silent = look(args.study)
+    runs, notice = look(args.study)
     if not runs:
         raise InputError(f"{args.study}: no run was submitted from it, and it holds none; expected a study")
     wants_slurm = args.logs or args.cancel is not None or args.resubmit
     if wants_slurm and not any(run.job for run in runs):
         raise InputError(f"{args.study}: it ran without Slurm; nothing was submitted that this could be done to")
-    if silent and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
-        raise InputError(silent.partition(":")[0])
-    _answer(args, runs, silent)
+    if notice and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
+        raise InputError(notice.partition(":")[0])
+    _answer(args, runs, notice)
 
 
-def _answer(args: argparse.Namespace, runs: list[Standing], silent: str) -> None:
+def _answer(args: argparse.Namespace, runs: list[RunState], notice: str) -> None:
     if args.logs:
         print_logs(args.study, *chosen_by([args.logs], runs), args.follow)
     elif args.cancel is not None:
-        print(*cancel(runs, args.cancel, bool(silent)), sep="\n")
+        print(*cancel(runs, args.cancel, slurm_answers=not notice), sep="\n")
     elif args.resubmit:
         print(*resubmit(args.study, runs, args.resubmit), sep="\n")
     elif args.watch:
         sys.exit(0 if watch(args.study, args.interval) else 1)
     else:
-        _console().print(shown(runs, silent))
+        console().print(table_of(runs, notice))
 
 
 if __name__ == "__main__":

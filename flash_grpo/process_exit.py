@@ -1,4 +1,4 @@
-"""How the process of one rank ends. Standard library only."""
+"""End the process of one rank without library teardown. Standard library only."""
 
 import atexit
 import os
@@ -6,12 +6,12 @@ import sys
 
 
 def end_at_once(code: int) -> None:
-    """Once Python has nothing left to do, this process ends with `code` and takes nothing down: the threads of a process
-    group may abort there when they want the interpreter that is going, or, NCCL's, wait for ranks that are gone.
+    """At interpreter exit, leave with `os._exit(code)` and skip library teardown. If called several times, the last wins.
 
-    What was said last holds.
+    Gloo's threads can abort when the interpreter vanishes under them, and NCCL's can wait for ever for ranks that have
+    already exited.
     """
-    atexit.register(_end, code)  # the last to be registered is the first to be called
+    atexit.register(_end, code)  # atexit calls the last registered function first
 
 
 def _end(code: int) -> None:

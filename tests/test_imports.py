@@ -26,7 +26,7 @@ LIBRARIES = {  # besides the standard library; a file at the top of flash_grpo m
     "records": set(),
     "algorithm": {"torch", "numpy"},
     "training": {"torch", "numpy", "accelerate"},
-    "cluster": {"submitit", "hydra", "omegaconf", "psutil"},
+    "cluster": {"submitit", "hydra", "omegaconf", "psutil", "rich"},
     "run": {"torch", "hydra", "omegaconf", "tqdm", "PIL"},
     "measure": {"torch", "hydra", "omegaconf", "tqdm", "imageio"},
 }

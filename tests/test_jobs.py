@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from flash_grpo import jobs
 from flash_grpo.cluster import slurm, submission
 from flash_grpo.cluster.bill import bill_of, write_bills
 from flash_grpo.cluster.last_words import last_words
-from flash_grpo.cluster.run_state import standings
-from flash_grpo.cluster.slurm import Answer, Queued, Start
-from flash_grpo.records import submissions
+from flash_grpo.cluster.run_state import run_states
+from flash_grpo.cluster.slurm import Answer, JobStart, Queued
+from flash_grpo.cluster.table import age, hours
 from flash_grpo.records.files import RecordWriter, read_manifest, read_newest_first, read_records, write_manifest
-from flash_grpo.records.schema import Cost, EvalRecord, RunManifest
+from flash_grpo.records.schema import Bill, Cost, EvalRecord, ProgramStart, RunManifest
+from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,8 @@ def written(study: Path, status: str = "running", reason: str = "", restarts: in
     """A run directory whose run.json says this, of job 7_0."""
     run_dir = study / "seed0"
     run_dir.mkdir(parents=True)
-    begun = {"time": "2026-01-01T00:00:00+0000", "iteration": 0, "slurm": {**IDS, "SLURM_RESTART_COUNT": str(restarts)}}
+    ids = {**IDS, "SLURM_RESTART_COUNT": str(restarts)}
+    begun = ProgramStart(time="2026-01-01T00:00:00+0000", iteration=0, slurm=ids)
     about = {"run_name": "seed0", "study": "s", "method": "flash", "model": "tiny", "seed": 0, "world_size": 2}
     about |= {"config": {}, "config_hash": "", "schedule": {}, "schedule_hash": "", "git": None}
     about |= {"packages": {}, "hardware": {}, "status": status, "reason": reason, "starts": [begun]}
@@ -68,8 +71,8 @@ def queued(state: str, reason: str = "None", restarts: int = 0, preempted: bool 
 
 def start(
     state: str, seconds: int = 100, devices: int = 0, job: str = "7_0", begin: str = "2026-01-01T12:00:00"
-) -> Start:
-    return Start(job=job, state=state, start=begin, over=state != "RUNNING", seconds=seconds, devices=devices)
+) -> JobStart:
+    return JobStart(job=job, state=state, start=begin, over=state != "RUNNING", seconds=seconds, devices=devices)
 
 
 def ended(state: str) -> Answer:
@@ -121,7 +124,7 @@ def test_a_state_is_decided_from_the_run_s_word_and_slurm_s_together(tmp_path, s
     submitted(tmp_path)
     if status:
         written(tmp_path, status, reason)
-    (one,) = standings(tmp_path, answer)
+    (one,) = run_states(tmp_path, answer)
     assert (one.state, one.why) == (state, why)
 
 
@@ -129,7 +132,7 @@ def test_a_success_of_an_earlier_job_is_none_of_the_one_that_died_before_it_coul
     submitted(tmp_path, {}, {"job_id": "9", "submitted": time.time()})
     written(tmp_path, "completed")
     answer = Answer(queued={}, starts={"7_0": [start("COMPLETED")], "9": [start("FAILED", job="9")]})
-    (one,) = standings(tmp_path, answer)
+    (one,) = run_states(tmp_path, answer)
     assert one.state == "failed"
 
 
@@ -137,7 +140,7 @@ def test_what_a_start_said_is_none_of_the_next_one_s_that_died_before_it_could_s
     submitted(tmp_path)
     written(tmp_path, "running", "interrupted: saved")
     again = start("FAILED", begin="2026-01-01T13:00:00")
-    (one,) = standings(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
+    (one,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
     assert (one.state, one.why) == ("failed", "ended without a word")
 
 
@@ -150,7 +153,7 @@ def test_a_rank_that_only_lost_another_is_believed_less_than_slurm(tmp_path):
     trace = ("Traceback (most recent call last):", '  File "x.py", line 1, in <module>', lost)
     log = [*(f"[rank0]: {line}" for line in trace), "srun: error: node01: task 1: Killed"]
     (folder / "7_0_0_log.out").write_text("\n".join(log))
-    (one,) = standings(tmp_path, ended("FAILED"))
+    (one,) = run_states(tmp_path, ended("FAILED"))
     assert (one.state, one.why) == ("failed", "node01: task 1: Killed")
 
 
@@ -158,16 +161,16 @@ def test_times_are_told_in_the_reader_s_zone(tmp_path, monkeypatch):
     submitted(tmp_path)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
-    (one,) = standings(tmp_path, queued("RUNNING"))
+    (one,) = run_states(tmp_path, queued("RUNNING"))
     assert (one.state, one.why) == ("starting", "since 21:00:00")
 
 
 def test_a_job_that_had_the_same_number_years_ago_is_no_start_of_ours(tmp_path, monkeypatch):
-    submitted(tmp_path, {"submitted": slurm.moment("2026-01-01T11:59:00")})
+    submitted(tmp_path, {"submitted": slurm.seconds_since_1970("2026-01-01T11:59:00")})
     old = start("COMPLETED", begin="2020-01-01T12:00:00")
     monkeypatch.setattr(slurm, "_queue", lambda arrays: {})
     monkeypatch.setattr(slurm, "_accounting", lambda arrays: {"7_0": [old, start("FAILED")]})
-    assert slurm.ask_of(tmp_path).starts == {"7_0": [start("FAILED")]}
+    assert slurm.ask_about(tmp_path).starts == {"7_0": [start("FAILED")]}
 
 
 def test_a_controller_that_does_not_answer_for_a_while_ends_no_watching(tmp_path, monkeypatch, capsys):
@@ -175,13 +178,13 @@ def test_a_controller_that_does_not_answer_for_a_while_ends_no_watching(tmp_path
     written(tmp_path, "completed")
     answers = iter([queued("RUNNING"), slurm.NoSlurmError("Socket timed out"), ended("COMPLETED")])
 
-    def ask_of(study):
+    def ask_about(study):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(slurm, "ask_of", ask_of)
+    monkeypatch.setattr(slurm, "ask_about", ask_about)
     assert jobs.watch(tmp_path, 0.01)
     assert next(answers, None) is None
 
@@ -194,8 +197,8 @@ def test_runs_are_cancelled_though_the_accounting_does_not_answer(tmp_path, monk
     def unanswered(study):
         raise slurm.NoSlurmError("sacct gives no answer in 60 s")
 
-    monkeypatch.setattr(slurm, "ask_of", unanswered)
-    monkeypatch.setattr(slurm, "asked", lambda *command: told.append(command))
+    monkeypatch.setattr(slurm, "ask_about", unanswered)
+    monkeypatch.setattr(slurm, "output_of", lambda *command: told.append(command))
     monkeypatch.setattr(jobs.shutil, "which", lambda name: name)
     jobs.main([str(tmp_path), "--cancel"])
     assert told == [("scancel", "7_0")]
@@ -206,13 +209,13 @@ def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):
     submitted(tmp_path)
     with open(tmp_path / ".submitit/jobs.jsonl", "a") as file:
         file.write('{"run": "seed1", "job_')
-    assert list(submissions.submitted(tmp_path)) == ["seed0"]
+    assert list(read_submitted(tmp_path)) == ["seed0"]
 
 
 def test_a_full_disk_costs_the_bill_and_not_the_table(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "completed")
-    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -227,8 +230,8 @@ def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm
     submitted(tmp_path)
     written(tmp_path, "failed", "ValueError: no")
     shutil.copytree(tmp_path / "seed0", tmp_path / "alone")
-    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("FAILED"))
-    monkeypatch.setattr(submission, "resubmit", lambda folder, lines: [{**line, "job_id": "9"} for line in lines])
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("FAILED"))
+    monkeypatch.setattr(submission, "resubmit", lambda folder, lines: [replace(line, job_id="9") for line in lines])
     jobs.main([str(tmp_path), "--resubmit", "failed"])
     assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
 
@@ -237,29 +240,29 @@ def test_a_server_s_device_seconds_are_no_part_of_the_job_s_bill(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
-    bill = bill_of(run_dir, [{**JOB, "folder": ""}], ended("COMPLETED"))
-    assert (bill["device_seconds"], bill["useful_device_seconds"], bill["lost_device_seconds"]) == (200, 80.0, 120.0)
+    bill = bill_of(run_dir, [SubmittedRun(**JOB, folder="")], ended("COMPLETED"))
+    assert (bill.device_seconds, bill.useful_device_seconds, bill.lost_device_seconds) == (200, 80.0, 120.0)
 
 
 def test_a_run_that_was_finished_without_slurm_after_its_job_failed_is_complete(tmp_path):
     submitted(tmp_path)
-    later = {"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}
+    later = ProgramStart(time="2026-01-02T00:00:00+0000", iteration=5)
     written(tmp_path, "completed", starts=[later])
-    (one,) = standings(tmp_path, ended("FAILED"))
+    (one,) = run_states(tmp_path, ended("FAILED"))
     assert one.state == "complete"
 
 
 def test_the_bill_is_every_start_of_every_job_times_its_devices(tmp_path):
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 500.0, 100.0)
-    lines = [JOB, {**JOB, "job_id": "9"}]
+    first = SubmittedRun(**JOB, folder="")
     of_array = [start("PREEMPTED", 100, devices=8), start("FAILED", 10, begin="2026-01-01T13:00:00")]
     starts = {"7_0": of_array, "9": [start("COMPLETED", 50, job="9", begin="2026-01-01T14:00:00")]}
-    told = bill_of(run_dir, lines, Answer(queued={}, starts=starts))
-    assert [one["devices"] for one in told["starts"]] == [8, 2, 2]  # without GPUs its ranks
-    assert told["device_seconds"] == 100 * 8 + 10 * 2 + 50 * 2
-    assert told["useful_device_seconds"] == 600.0
-    assert told["lost_device_seconds"] == 320.0
+    bill = bill_of(run_dir, [first, replace(first, job_id="9")], Answer(queued={}, starts=starts))
+    assert [start.devices for start in bill.starts] == [8, 2, 2]  # without GPUs its ranks
+    assert bill.device_seconds == 100 * 8 + 10 * 2 + 50 * 2
+    assert bill.useful_device_seconds == 600.0
+    assert bill.lost_device_seconds == 320.0
 
 
 def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_have_ended(tmp_path):
@@ -269,12 +272,12 @@ def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_hav
     assert write_bills(tmp_path, ended("RUNNING")) == ["seed0"]
     assert read_manifest(run_dir).bill is None
     assert write_bills(tmp_path, ended("FAILED")) == []
-    assert read_manifest(run_dir).bill["device_seconds"] == 200
+    assert read_manifest(run_dir).bill.device_seconds == 200
 
 
 def test_no_bill_is_written_to_a_run_that_went_on_without_slurm(tmp_path):
     submitted(tmp_path)
-    run_dir = written(tmp_path, starts=[{"time": "2026-01-02T00:00:00+0000", "iteration": 5, "slurm": {}}])
+    run_dir = written(tmp_path, starts=[ProgramStart(time="2026-01-02T00:00:00+0000", iteration=5)])
     write_bills(tmp_path, ended("FAILED"))
     assert read_manifest(run_dir).bill is None
 
@@ -285,16 +288,16 @@ def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):
     write_bills(tmp_path, ended("PREEMPTED"))
     later = start("COMPLETED", 50, begin="2026-01-02T12:00:00")
     write_bills(tmp_path, Answer(queued={}, starts={"7_0": [later]}))
-    assert [one["state"] for one in read_manifest(run_dir).bill["starts"]] == ["PREEMPTED", "COMPLETED"]
+    assert [start.state for start in read_manifest(run_dir).bill.starts] == ["PREEMPTED", "COMPLETED"]
 
 
 def test_a_bill_stays_in_run_json_when_the_run_goes_on(train):
     run_dir = train("budget.iterations=1")
     manifest = read_manifest(run_dir)
-    manifest.bill = {"device_seconds": 3}
+    manifest.bill = Bill(device_seconds=3)
     write_manifest(run_dir, manifest)
     train("budget.iterations=2")
-    assert read_manifest(run_dir).bill == {"device_seconds": 3}
+    assert read_manifest(run_dir).bill == Bill(device_seconds=3)
 
 
 def test_records_read_backwards_are_the_records(train):
@@ -320,7 +323,7 @@ def test_the_last_words_of_a_log_are_of_its_last_start_and_the_most_telling(log,
 def test_the_table_has_a_line_for_each_run_and_a_total(tmp_path, capsys, monkeypatch):
     submitted(tmp_path)
     evaluated(written(tmp_path, "completed"), 3600.0, 900.0)
-    monkeypatch.setattr(slurm, "ask_of", lambda study: Answer(queued={}, starts={"7_0": [start("COMPLETED", 3600)]}))
+    monkeypatch.setattr(slurm, "ask_about", lambda study: Answer(queued={}, starts={"7_0": [start("COMPLETED", 3600)]}))
     jobs.main([str(tmp_path)])
     _, line, total = capsys.readouterr().out.splitlines()
     assert line.split() == ["seed0", "complete", "5", "1.250", "1", "2", "62", "%", "0", "0", "s"]
@@ -328,8 +331,8 @@ def test_the_table_has_a_line_for_each_run_and_a_total(tmp_path, capsys, monkeyp
 
 
 def test_hours_and_ages_are_short():
-    assert [jobs.hours(seconds) for seconds in (3.6, 3600, 12_345, 100_000 * 3600)] == ["0.001", "1", "3.43", "100000"]
-    assert [jobs.age(seconds) for seconds in (-0.1, 119, 120, 7200, 172800)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
+    assert [hours(seconds) for seconds in (3.6, 3600, 12_345, 100_000 * 3600)] == ["0.001", "1", "3.43", "100000"]
+    assert [age(seconds) for seconds in (-0.1, 119, 120, 7200, 172800)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
 
 
 def test_where_slurm_is_not_the_table_shows_what_the_runs_wrote_and_says_so(tmp_path, monkeypatch, capsys):
@@ -370,7 +373,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsy
         submitted(tmp_path)
         monkeypatch.setenv("PATH", "")
     if there == "slurm":
-        monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+        monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
     with pytest.raises(SystemExit) as left:
         jobs.main(arguments)
     errors = capsys.readouterr().err.strip().splitlines()
@@ -387,7 +390,7 @@ def test_the_logs_of_several_ranks_carry_their_number_and_progress_bars_only_the
     folder.mkdir()
     (folder / "7_0_0_log.out").write_text("1%\r99%\nend\n")
     (folder / "7_0_1_log.out").write_text("other\n")
-    monkeypatch.setattr(slurm, "ask_of", lambda study: ended("COMPLETED"))
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
     jobs.main([str(tmp_path), "--logs", "seed0"])
     told = capsys.readouterr()
     assert told.out.splitlines() == ["0: 99%", "0: end", "1: other"]

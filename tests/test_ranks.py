@@ -67,8 +67,8 @@ def test_two_ranks_write_the_records_of_one_to_floating_point_noise(one, two):
 def test_the_manifest_counts_the_ranks_and_their_starts(two):
     manifest = read_manifest(two[0])
     assert (manifest.world_size, manifest.hardware["devices"], manifest.status) == (2, 2, "completed")
-    assert [start["iteration"] for start in manifest.starts] == [0, 1, 2]
-    assert manifest.starts[2]["pieces"] > manifest.starts[1]["pieces"]
+    assert [start.iteration for start in manifest.starts] == [0, 1, 2]
+    assert manifest.starts[2].pieces > manifest.starts[1].pieces
 
 
 def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two):

@@ -24,7 +24,7 @@ from flash_grpo.algorithm.types import Scores
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.records import identity
 from flash_grpo.records.files import RecordWriter, as_json, read_manifest, read_records
-from flash_grpo.records.schema import FailureRecord
+from flash_grpo.records.schema import FailureRecord, ProgramStart
 from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.tiny_world.reward import ShapesReward
@@ -381,7 +381,7 @@ def test_a_completed_run_started_again_computes_nothing(config, tmp_path, uninte
     monkeypatch.setattr(Evaluation, "__call__", None)
     _start(config, tmp_path)
     assert (copy / "records.jsonl").read_bytes() == before
-    assert [start["iteration"] for start in read_manifest(copy).starts] == [0, 6]
+    assert [start.iteration for start in read_manifest(copy).starts] == [0, 6]
     assert read_manifest(copy).status == "completed"
 
 
@@ -575,7 +575,7 @@ def test_the_manifest_tells_what_ran_where(config, uninterrupted, monkeypatch, t
     assert re.fullmatch("[0-9a-f]{64}", manifest.config_hash)
     assert re.fullmatch("[0-9a-f]{64}", manifest.schedule_hash)
     assert manifest.git is None or re.fullmatch("[0-9a-f]{40}", manifest.git["commit"])
-    assert [start["iteration"] for start in manifest.starts] == [0]
+    assert [start.iteration for start in manifest.starts] == [0]
 
 
 def test_the_hashes_change_with_what_the_run_is_and_not_with_how_far_it_goes(config, train, uninterrupted, monkeypatch):
@@ -592,7 +592,7 @@ def test_every_start_notes_its_slurm_ids(train, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     manifest = read_manifest(train("budget.iterations=1"))
-    assert manifest.starts[0]["slurm"] == {"SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    assert manifest.starts[0].slurm == {"SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
 
 
 def test_contact_sheets_show_the_evaluation_at_the_start_and_at_the_end(uninterrupted):
@@ -619,11 +619,11 @@ def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_a
 def restarted(monkeypatch):
     """`restarted(3)`: this process is the fourth start of job 12; returns what the starts before it have said."""
 
-    def arrange(restarts: int, said: tuple = ()) -> list[dict]:
+    def arrange(restarts: int, said: tuple = ()) -> list[ProgramStart]:
         monkeypatch.setenv("SLURM_JOB_ID", "12")
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         ids = [{"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restart)} for restart, _ in said]
-        return [{**progress, "slurm": slurm} for (_, progress), slurm in zip(said, ids, strict=True)]
+        return [ProgramStart(time="", **progress, slurm=slurm) for (_, progress), slurm in zip(said, ids, strict=True)]
 
     return arrange
 
@@ -671,7 +671,7 @@ def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(con
 def test_a_person_s_own_restarts_do_not_count(restarted):
     starts = restarted(5, tuple((restart, HERE) for restart in range(5)))
     for one in starts:
-        one["slurm"]["SLURM_JOB_ID"] = "11"
+        one.slurm["SLURM_JOB_ID"] = "11"
     assert not manifest.endless_restarts(starts, HERE, limit=6)
 
 

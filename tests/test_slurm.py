@@ -21,7 +21,8 @@ import hydra
 IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 def say(place, status):
-    from flash_grpo.records import RunManifest, write_manifest
+    from flash_grpo.records.files import write_manifest
+    from flash_grpo.records.schema import RunManifest
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "slurm": {key: os.environ[key] for key in IDS if key in os.environ}}
     told = dict.fromkeys(RunManifest.__dataclass_fields__) | {"run_name": place.name, "status": status, "reason": ""}
     write_manifest(place, RunManifest(**told | {"starts": [start]}))
@@ -293,7 +294,7 @@ def test_what_was_submitted_is_what_runs(sweep):
     (start,) = one.read("work0", "starts")
     copied = Path(start.split()[0]).parent
     assert one.folder in copied.parents
-    assert (copied / "types.py").read_bytes() == (ROOT / "flash_grpo/types.py").read_bytes()
+    assert (copied / "process_exit.py").read_bytes() == (ROOT / "flash_grpo/process_exit.py").read_bytes()
     assert json.loads((copied.parent / "git.json").read_text())["dirty"] in (True, False)
 
 

@@ -16,7 +16,7 @@ LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole se
 def start_up_s(one: Study, run: str) -> float:
     """From Slurm's start to the run's own note that it begins to work, over all starts; each is told to the second."""
     begun = one.slurm("sacct", "-X", "--duplicates", "-nP", "-j", one.job(run), "-o", "Start").split()
-    ready = [start["time"] for start in read_manifest(one.directory(run)).starts]
+    ready = [start.time for start in read_manifest(one.directory(run)).starts]
     moments = [
         (datetime.fromisoformat(a).astimezone(), datetime.fromisoformat(b)) for a, b in zip(begun, ready, strict=True)
     ]
@@ -42,10 +42,10 @@ def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requ
     assert "1 run: 1 complete" in watched
     run_dir, bill = one.directory("seed0"), read_manifest(one.directory("seed0")).bill
     by_slurm, last_start_alone = one.billed_by_slurm("seed0", "--duplicates"), one.billed_by_slurm("seed0")
-    assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
-    assert bill["device_seconds"] == by_slurm
-    assert bill["lost_device_seconds"] == by_slurm - bill["useful_device_seconds"]
-    expected = start_up_s(one, "seed0") + stretch(run_dir) * bill["useful_device_seconds"]
+    assert [start.state for start in bill.starts] == ["REQUEUED", "COMPLETED"]
+    assert bill.device_seconds == by_slurm
+    assert bill.lost_device_seconds == by_slurm - bill.useful_device_seconds
+    expected = start_up_s(one, "seed0") + stretch(run_dir) * bill.useful_device_seconds
     assert by_slurm == pytest.approx(expected, abs=2 * LEAVING_S)
     assert last_start_alone != pytest.approx(expected, abs=2 * LEAVING_S)
     monkeypatch.setitem(one.environment, "TZ", "Asia/Tokyo")
@@ -79,7 +79,7 @@ def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(s
     one.until("seed0", "failed")
     one.until("seed1", "cancelled")
     bills = [read_manifest(one.directory(run)).bill for run in ("seed0", "seed1")]
-    assert [bill["starts"][0]["state"] for bill in bills] == ["FAILED", "CANCELLED"]
+    assert [bill.starts[0].state for bill in bills] == ["FAILED", "CANCELLED"]
     assert "Killed" in one.line("seed0")
     assert one.jobs("--resubmit", "failed").startswith("submitted seed0 again as job ")
     assert "iteration" in one.jobs("--logs", "seed0", "--follow")
@@ -87,6 +87,6 @@ def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(s
     (first, _, again), own = one.lines(), ("code", "overrides", "point", "ranks")
     assert [again[key] for key in own] == [first[key] for key in own]
     assert what_was_computed(one.directory("seed0")) == what_was_computed(train("seed=0", *budget))
-    both = [start["job"] for start in read_manifest(one.directory("seed0")).bill["starts"]]
+    both = [start.job for start in read_manifest(one.directory("seed0")).bill.starts]
     assert both == [first["job_id"], again["job_id"]]
-    assert read_manifest(one.directory("seed0")).bill["device_seconds"] == one.billed_by_slurm("seed0", "--duplicates")
+    assert read_manifest(one.directory("seed0")).bill.device_seconds == one.billed_by_slurm("seed0", "--duplicates")

@@ -101,7 +101,7 @@ def test_a_preempted_run_ends_bit_identically_however_the_site_preempts(other_cl
     output, _ = one.launcher.communicate(timeout=WAIT_S)
     assert one.launcher.returncode == 0, output
     starts = read_manifest(one.directory("seed2")).starts
-    assert [start["iteration"] >= 10 for start in starts] == [False, True]
+    assert [start.iteration >= 10 for start in starts] == [False, True]
     assert what_was_computed(one.directory("seed2")) == what_was_computed(undisturbed("whole", *budget))
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
 ONE_RANK = """
 import os, signal
 from dataclasses import dataclass
-from flash_grpo.plans import OneStep
+from flash_grpo.algorithm.plans import OneStep
 
 @dataclass(frozen=True)
 class OnRankOne(OneStep):
@@ -184,7 +184,7 @@ DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.g
 
 @pytest.mark.parametrize("what", DOES)
 def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(study, tmp_path, what):
-    """The other rank waits for it in a collective. The exception stands in the log of its rank and in loop.json."""
+    """The other rank waits for it in a collective. The exception stands in the log of its rank and in run.json."""
     tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copy(ROOT / "train.py", tree)
@@ -244,7 +244,7 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
     resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
     assert (resolved.model.embedding_cache, resolved.run_name) == (str(tmp_path / "text"), "seed5")
-    for name in ("flash_grpo/trainer.py", "mine.py", "helper.py", "train.txt", "test.txt"):
+    for name in ("flash_grpo/training/trainer.py", "mine.py", "helper.py", "train.txt", "test.txt"):
         (tree / name).write_text("raise RuntimeError('edited')\n")
     (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
     one.slurm("scontrol", "release", one.job("seed5"))

@@ -1,79 +1,80 @@
-"""Slurm's bill for a run."""
+"""Compute what Slurm charges for a run, and write it into the run's run.json."""
 
 import json
 import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from flash_grpo.cluster.slurm import Answer, Start
-from flash_grpo.records.files import MANIFEST, read_newest_first, write_atomically
-from flash_grpo.records.submissions import job_of, submitted
+from flash_grpo.cluster.slurm import Answer, JobStart
+from flash_grpo.records.files import MANIFEST, read_manifest, read_newest_first, write_atomically
+from flash_grpo.records.schema import Bill, BilledStart
+from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
 
-def bill_of(run_dir: Path, jobs: list[dict[str, Any]], answer: Answer) -> dict[str, Any] | None:
-    """`RunManifest.bill` of a run as of now, over all its jobs; None where none has started.
+def bill_of(run_dir: Path, jobs: list[SubmittedRun], answer: Answer) -> Bill | None:
+    """Return the run's bill as of now, over all its jobs; None if no job has started.
 
-    Starts that an earlier bill knows and the accounting has forgotten are kept.
+    jobs: the run's lines of jobs.jsonl. Starts that are in the bill in run.json and no longer in the accounting are kept,
+    because sites delete old accounting entries.
     """
-    began = [(one, line["ranks"]) for line in jobs for one in answer.starts.get(line["job_id"], []) if one.start]
-    entries = [_entry(one, ranks) for one, ranks in began]
-    known = {(one["job"], one["start"]): one for one in [*(_written(run_dir) or {}).get("starts", []), *entries]}
-    if not known:
+    manifest = read_manifest(run_dir)
+    earlier = manifest.bill.starts if manifest and manifest.bill else []
+    now = [_billed(start, run.ranks) for run in jobs for start in answer.starts.get(run.job_id, []) if start.start]
+    starts = {(start.job, start.start): start for start in [*earlier, *now]}
+    if not starts:
         return None
-    starts = sorted(known.values(), key=lambda one: one["start"])
-    total = sum(one["seconds"] * one["devices"] for one in starts)
-    useful = min(total, _useful(run_dir))
-    return {
-        "starts": starts,
-        "device_seconds": total,
-        "useful_device_seconds": useful,
-        "lost_device_seconds": total - useful,
-    }
+    total = sum(start.seconds * start.devices for start in starts.values())
+    useful = min(total, _useful_seconds(run_dir))
+    return Bill(
+        starts=sorted(starts.values(), key=lambda start: start.start),
+        device_seconds=total,
+        useful_device_seconds=useful,
+        lost_device_seconds=total - useful,
+    )
 
 
 def write_bills(study: Path, answer: Answer) -> list[str]:
-    """Into the run.json of each run that is over, and only there: while a run lives, run.json is its own to write.
+    """Write the bill into run.json of every run that is over. A live run's run.json is left alone: only the run writes it.
 
-    Returns the runs that have left the queue and of whose end the accounting does not know yet.
+    Return the runs that have left the queue but whose end is not in the accounting yet.
     """
     unsettled = []
-    for run, jobs in submitted(study).items():
-        ids = [line["job_id"] for line in jobs]
+    for run, jobs in read_submitted(study).items():
+        ids = [job.job_id for job in jobs]
         if any(job in answer.queued for job in ids) or not os.access(study / run / MANIFEST, os.W_OK):
             continue
         if not all(start.over for job in ids for start in answer.starts.get(job, [])):
             unsettled.append(run)
             continue
-        with suppress(OSError):  # a full disk; the next one to ask writes it
+        with suppress(OSError):  # a full disk: whoever asks next writes it
             _write(study / run, bill_of(study / run, jobs, answer), ids)
     return unsettled
 
 
-def _entry(start: Start, ranks: int) -> dict[str, Any]:
-    entry = asdict(start)
-    del entry["over"]
-    return {**entry, "devices": start.devices or ranks}
+def _billed(start: JobStart, ranks: int) -> BilledStart:
+    return BilledStart(
+        job=start.job, state=start.state, start=start.start, seconds=start.seconds, devices=start.devices or ranks
+    )
 
 
-def _written(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / MANIFEST
-    return json.loads(path.read_text()).get("bill") if path.exists() else None
+def _useful_seconds(run_dir: Path) -> float:
+    """Return the device-seconds that the run's result took, by its last record; 0 if there is none.
 
-
-def _useful(run_dir: Path) -> float:
-    """The suite's own device-seconds, by its last record: what the run's result took, work done twice counted once, and
-    without those of reward servers, which are jobs of their own."""
-    last = next((one for one in read_newest_first(run_dir) if "cost" in one), None)
+    Work that was done twice counts once. Reward servers do not count: they are jobs of their own.
+    """
+    last = next((record for record in read_newest_first(run_dir) if "cost" in record), None)
     if last is None:
         return 0.0
     return last["cost"]["device_seconds"] + last["evaluation_seconds"] - last["cost"].get("server_seconds", 0.0)
 
 
-def _write(run_dir: Path, found: dict[str, Any] | None, jobs: list[str]) -> None:
-    manifest = json.loads((run_dir / MANIFEST).read_text())
-    last = manifest.get("starts", [])[-1:]
-    elsewhere = last and job_of(last[0]) not in jobs  # it went on without Slurm, and may live
-    if found and manifest.get("bill") != found and not elsewhere:
-        write_atomically(run_dir / MANIFEST, json.dumps({**manifest, "bill": found}, indent=1) + "\n")
+def _write(run_dir: Path, bill: Bill | None, jobs: list[str]) -> None:
+    """Write the bill unless the run has gone on outside `jobs`: it may be alive there and write run.json itself."""
+    manifest = read_manifest(run_dir)
+    if bill is None or manifest is None or manifest.bill == bill:
+        return
+    last = manifest.starts[-1] if manifest.starts else None
+    if last is None or (last.job and last.job.name in jobs):
+        entry = json.loads((run_dir / MANIFEST).read_text())  # not `manifest`: keys of other versions are kept
+        write_atomically(run_dir / MANIFEST, json.dumps({**entry, "bill": asdict(bill)}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a run's own process does: on this machine or on a node, in each of its ranks."""
+"""Go through a run in the processes of its ranks, on this machine or on Slurm's nodes."""
 
 import os
 import re
@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
-from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
+from flash_grpo.cluster.points import SweepLauncher
 from flash_grpo.process_exit import end_at_once
+from flash_grpo.records.slurm_job import SlurmJob
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
 WAIT_FOR_OTHERS_S = 10
@@ -23,44 +24,51 @@ ASK_AGAIN_S, SCONTROL_S = 3, 30
 WARNED = "left after USR2"
 
 
-def run_here(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
-    """A run on this machine. Until it handles SIGTERM itself, being stopped ends it as a Ctrl-C would."""
+def run_here(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
+    """Go through a run on this machine. gpus: a value of CUDA_VISIBLE_DEVICES.
+
+    Until the run handles SIGTERM itself, SIGTERM ends it as Ctrl-C would.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return _run(launcher, cfg, number, singletons)
 
 
-def run_on_node(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
-    """A run under Slurm. SIGTERM and USR2 are blocked since before Python began: they wait until the run looks
-    (`signal.sigpending`), whatever it does meanwhile, and the processes that it starts do not die of them."""
+def run_on_node(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
+    """Go through a run under Slurm, as one of its ranks. A run that was asked to stop is requeued if Slurm meant that.
+
+    SIGTERM and USR2 are blocked from before Python begins: they stay pending until the run looks for them
+    (`signal.sigpending`), whatever it does meanwhile, and the processes that it starts do not die of them.
+    """
     _forget_earlier_starts()
-    end_at_once(1)  # after submitit has written down what came of it, see below
+    end_at_once(1)  # the exit code if an exception leaves this function; submitit writes the traceback first
     try:
         result = _run(launcher, cfg, number, singletons)
-    except SystemExit as left:
-        if left.code == INTERRUPTED:
+    except SystemExit as exit:
+        if exit.code == INTERRUPTED:
             _leave()
-        end_at_once(left.code if isinstance(left.code, int) else 1)
+        end_at_once(exit.code if isinstance(exit.code, int) else 1)
         raise
     end_at_once(0)
     return result
 
 
 def run_again(point: str) -> JobReturn:
-    """What was submitted before, from its pickle, in a job of its own."""
+    """Go through what an earlier job was submitted to do. point: its pickle."""
     import submitit
 
     return submitit.core.utils.DelayedSubmission.load(point).result()
 
 
 def _forget_earlier_starts() -> None:
-    """A start that died with its node may have left a result, which the launcher would take for this one's."""
+    """Delete the result of an earlier start that died with its node: the launcher would take it for this start's."""
     import submitit
 
     submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
 
 
-def _run(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
+def _run(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
+    """Let Hydra call the program's own function. An exception is raised again, so that it reaches the log and Slurm."""
     job = _export_ranks()
     Singleton.set_state(singletons)
     setup_globals()
@@ -76,13 +84,13 @@ def _run(launcher: Launcher, cfg: DictConfig, number: int, singletons: Any) -> J
         )
     finally:
         _end_children()
-    if result.status == JobStatus.FAILED:  # Hydra keeps the exception to itself; raised, it reaches the log and Slurm
+    if result.status == JobStatus.FAILED:
         raise result._return_value
     return result
 
 
 def _end_children() -> None:
-    """Workers and servers that the run started and left: they were shielded from the signals, and end with it."""
+    """Kill the workers and servers that the run has left: shielded from the signals, they would outlive the job."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
@@ -91,7 +99,10 @@ def _end_children() -> None:
 
 
 def _export_ranks() -> Any:
-    """Several tasks form one group without `accelerate launch`: torch and Accelerate read these variables."""
+    """Set the variables by which torch and Accelerate form one group of the job's tasks; return submitit's environment.
+
+    This replaces `accelerate launch`.
+    """
     import submitit
 
     job = submitit.JobEnvironment()
@@ -103,87 +114,100 @@ def _export_ranks() -> Any:
 
 
 def _reachable(host: str) -> str:
-    """Torch would try in vain for minutes where a name does not resolve; srun runs on the first node."""
+    """Return `host`, or an address of the first node if the name does not resolve: torch would retry it for minutes."""
     try:
         socket.getaddrinfo(host, None)
         return host
     except OSError:
-        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+        job = SlurmJob.here()
+        return (job and job.launch_address) or "127.0.0.1"
 
 
 # -- leaving so that Slurm starts the run again ------------------------------------------------------------------------
 
 
 def _leave() -> NoReturn:
-    """After an interrupted run has saved on all ranks: rank 0 has Slurm start the job again, where that is meant."""
-    left, warned = _left(), signal.SIGUSR2 in signal.sigpending()
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        _note(left[int(os.environ["SLURM_PROCID"])], WARNED if warned else "left")
-        os._exit(0)  # a failing exit code would take rank 0 along
-    _await(left[1:])
-    warned = warned or any(file.exists() and file.read_text() == WARNED for file in left)
-    for file in left:
-        file.unlink(missing_ok=True)
-    state, preempted = _job_state()
+    """End this rank of a run that was asked to stop and has saved on all ranks. Rank 0 requeues the job if that is meant.
+
+    The job must be requeued if Slurm preempts it or its time limit is near, and not if it was cancelled.
+    """
+    job = SlurmJob.here()
+    assert job, "a run on a node has a Slurm job"
+    marks, warned = _marks(job), signal.SIGUSR2 in signal.sigpending()
+    if job.rank:
+        _write_mark(marks[job.rank], WARNED if warned else "left")
+        os._exit(0)  # a failing exit code would make srun kill rank 0
+    _await(marks[1:])
+    warned = warned or any(mark.exists() and mark.read_text() == WARNED for mark in marks)
+    for mark in marks:
+        mark.unlink(missing_ok=True)
+    state, preempted = _job_state(job)
     print(f"asked to stop in state {state}{' by preemption' if preempted else ''}", flush=True)
     if state == "RUNNING" and (preempted or warned):
-        _requeue()
+        _requeue(job)
     os._exit(INTERRUPTED)
 
 
-def _left() -> list[Path]:
-    """By rank: the files that say, to rank 0, that the rank has ended what this start began."""
+def _marks(job: SlurmJob) -> list[Path]:
+    """Return, by rank, the files by which a rank tells rank 0 that it has ended all that this start began."""
     import submitit
 
-    job, start = submitit.JobEnvironment(), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return [job.paths.folder / f".left-{job.job_id}-{start}-{rank}" for rank in range(job.num_tasks)]
+    own = submitit.JobEnvironment()
+    names = [f".left-{own.job_id}-{job.restart_count}-{rank}" for rank in range(own.num_tasks)]
+    return [own.paths.folder / name for name in names]
 
 
-def _note(file: Path, text: str) -> None:
-    aside = file.with_suffix(".aside")
+def _write_mark(mark: Path, text: str) -> None:
+    """Write a mark so that rank 0 sees all of its text or no file."""
+    aside = mark.with_suffix(".aside")
     aside.write_text(text)
-    aside.rename(file)
+    aside.rename(mark)
 
 
-def _await(files: list[Path]) -> None:
-    """A requeue kills the other ranks, and would orphan the processes that these have not ended yet."""
+def _await(marks: list[Path]) -> None:
+    """Wait for the other ranks, up to WAIT_FOR_OTHERS_S: a requeue kills them, and would orphan their child processes."""
     until = time.monotonic() + WAIT_FOR_OTHERS_S
-    while not all(file.exists() for file in files) and time.monotonic() < until:
+    while not all(mark.exists() for mark in marks) and time.monotonic() < until:
         time.sleep(0.05)
 
 
-def _job_state() -> tuple[str, bool]:
-    """RUNNING with USR2: a time limit's warning, or a preemption's. RUNNING, preempted: SIGTERM was a preemption.
-    RUNNING with SIGTERM alone: another rank has failed. Anything else: cancelled, or Slurm starts it again itself.
+def _job_state(job: SlurmJob) -> tuple[str, bool]:
+    """Ask scontrol for the job's state and whether it is being preempted.
 
-    Whoever left without knowing would not be started again, so a controller that does not answer is asked for ever.
+    Together with the signal that arrived this says why the run must leave:
+
+    | state   | preempted | signal | meaning                                     | requeue? |
+    |---------|-----------|--------|---------------------------------------------|----------|
+    | RUNNING | any       | USR2   | time limit near, or preemption announced    | yes      |
+    | RUNNING | yes       | TERM   | preemption                                  | yes      |
+    | RUNNING | no        | TERM   | another rank failed                         | no       |
+    | other   | any       | any    | cancelled, or Slurm requeues the job itself | no       |
+
+    Retry until scontrol answers: a job that exits without this answer would never be restarted.
     """
-    while (shown := _scontrol("-o", "show", "job", _job())).returncode:
+    while (shown := _scontrol("-o", "show", "job", job.name)).returncode:
         time.sleep(ASK_AGAIN_S)
     fields = dict(re.findall(r"(\w+)=(\S+)", shown.stdout))
     return fields["JobState"], fields.get("PreemptTime", "None") not in ("None", "N/A")
 
 
-def _scontrol(*arguments: str) -> subprocess.CompletedProcess:
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=SCONTROL_S)
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(error.cmd, 1, "", "scontrol gives no answer")
 
 
-def _job() -> str:
-    """An array's element by its own name: its SLURM_JOB_ID may be the array's, and would requeue all of it."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+def _requeue(job: SlurmJob) -> NoReturn:
+    """Requeue the job, and retry until scontrol accepts: a job that exits without a requeue would never come back.
 
-
-def _requeue() -> NoReturn:
-    """A job that is killed in its grace time may come back, one that exits does not: it is asked for until it is had."""
-    told = ""
-    while (asked := _scontrol("requeue", _job())).returncode:
-        if asked.stderr != told:
-            told = asked.stderr
-            print(f"{told.strip()}; asked again until Slurm ends the job", flush=True)
+    If the grace time runs out meanwhile, Slurm kills the job, which may then still be restarted.
+    """
+    printed = ""
+    while (answer := _scontrol("requeue", job.name)).returncode:
+        if answer.stderr != printed:
+            printed = answer.stderr
+            print(f"{printed.strip()}; asking again until Slurm ends the job", flush=True)
         time.sleep(ASK_AGAIN_S)
     print("requeued", flush=True)
     os._exit(0)

@@ -1,6 +1,7 @@
-"""What Slurm says of a study's jobs, and its bill for them in `run.json`. Standard library only.
+"""Ask Slurm about a study's jobs: squeue for those that wait or run, sacct for every start. Standard library only.
 
-A job that is requeued keeps its id: its starts are told apart by their time. Whatever is asked is asked once for all jobs.
+Each command is called once for all jobs of the study. A job that is requeued keeps its id, so its starts are told apart by
+their times. Times are UTC everywhere, so that answers do not depend on who asks, nor on a clock that was put back an hour.
 """
 
 import os
@@ -10,25 +11,28 @@ import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from flash_grpo.records.submissions import submitted
+from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
 QUEUE = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "PreemptTime")
 ACCOUNTING = ("JobID", "State", "Start", "End", "ElapsedRaw", "AllocTRES")
-NEVER = ("N/A", "None", "Unknown")
+NEVER = ("N/A", "None", "Unknown")  # Slurm's words for a time that does not exist
 PATIENCE_S = 60
-CLOCKS_DIFFER_S = 60  # by as much as this, those of the nodes
+CLOCKS_DIFFER_S = 60  # how far the clocks of two nodes may be apart
 
 
 class NoSlurmError(RuntimeError):
-    """Slurm could not be asked; says why in a line."""
+    """Report in one line why Slurm could not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job that waits or runs. reason: Slurm's word for why it waits. begin: when it began or, if known, may begin
-    (UTC). preempted: it has been asked to give way."""
+    """A job that waits or runs.
+
+    job: Slurm's name of the job. state: Slurm's word. reason: Slurm's word for why the job waits. restarts: how often Slurm
+    has restarted it. begin: when it began or, if Slurm expects a time, will begin, UTC. preempted: True once Slurm has asked
+    it to make room for another job.
+    """
 
     job: str
     state: str
@@ -39,9 +43,12 @@ class Queued:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """One start of a job in the accounting. start: UTC, empty where it waits or was cancelled waiting. seconds: elapsed,
-    up to now where it still runs. devices: GPUs allocated."""
+class JobStart:
+    """One start of a job, as Slurm's accounting lists it.
+
+    job: Slurm's name of the job. state: Slurm's word. start: UTC, '' if the job waits or was cancelled while it waited.
+    over: True if it has ended. seconds: elapsed wall seconds, up to now if it still runs. devices: GPUs allocated.
+    """
 
     job: str
     state: str
@@ -53,37 +60,37 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What waits or runs, and every start that ever was, oldest first; by job id."""
+    """What Slurm knows of a study's jobs. queued: by job, those that wait or run. starts: by job, oldest first."""
 
     queued: dict[str, Queued]
-    starts: dict[str, list[Start]]
+    starts: dict[str, list[JobStart]]
 
 
-def ask_of(study: Path) -> Answer:
-    """NoSlurmError where squeue or sacct does not answer."""
-    jobs = {line["job_id"]: line for lines in submitted(study).values() for line in lines}
+def ask_about(study: Path) -> Answer:
+    """Ask squeue and sacct about all jobs of the study. NoSlurmError if one of them does not answer."""
+    jobs = {run.job_id: run for runs in read_submitted(study).values() for run in runs}
     if not jobs:
         return Answer(queued={}, starts={})
-    arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
-    queued = _queue(arrays)  # first: what leaves the queue only now is not over yet
-    starts = {job: _ours(starts, jobs.get(job)) for job, starts in _accounting(arrays).items()}
-    return Answer(queued=queued, starts={job: ours for job, ours in starts.items() if ours})
+    arrays = ",".join(sorted({run.array_id for run in jobs.values()}))
+    queued = _queue(arrays)  # before sacct: a job that leaves the queue between the two counts as alive, not as lost
+    starts = {job: _since_submission(listed, jobs.get(job)) for job, listed in _accounting(arrays).items()}
+    return Answer(queued=queued, starts={job: kept for job, kept in starts.items() if kept})
 
 
-def _ours(starts: list[Start], line: dict[str, Any] | None) -> list[Start]:
-    """Less those of a job that had the same number before ours was submitted: numbers begin again."""
-    since = line["submitted"] - CLOCKS_DIFFER_S if line else 0
-    return [one for one in starts if not one.start or moment(one.start) >= since]
+def _since_submission(starts: list[JobStart], run: SubmittedRun | None) -> list[JobStart]:
+    """Drop accounting entries older than our submission: Slurm reuses job ids, so an older job may have had this one."""
+    since = run.submitted - CLOCKS_DIFFER_S if run else 0
+    return [start for start in starts if not start.start or seconds_since_1970(start.start) >= since]
 
 
-def moment(time: str) -> float:
-    """Seconds since 1970 of a time that Slurm told."""
+def seconds_since_1970(time: str) -> float:
+    """Convert a time that Slurm printed, UTC."""
     return datetime.fromisoformat(time).replace(tzinfo=UTC).timestamp()
 
 
 def _queue(arrays: str) -> dict[str, Queued]:
-    done = _command("squeue", "-h", "-r", "-j", arrays, "-O", ",".join(f"{name}:|" for name in QUEUE))
-    if done.returncode and "Invalid job id" in done.stderr:  # of a single job that Slurm has forgotten: it is over
+    done = _call("squeue", "-h", "-r", "-j", arrays, "-O", ",".join(f"{name}:|" for name in QUEUE))
+    if done.returncode and "Invalid job id" in done.stderr:  # squeue's answer for a single job that has left the queue
         return {}
     rows = [line.split("|") for line in _output(done).splitlines()]
     return {
@@ -92,26 +99,34 @@ def _queue(arrays: str) -> dict[str, Queued]:
     }
 
 
-def _accounting(arrays: str) -> dict[str, list[Start]]:
-    done = _command("sacct", "-X", "--duplicates", "-nP", "-j", arrays, "-o", ",".join(ACCOUNTING))
-    starts: dict[str, list[Start]] = {}
+def _accounting(arrays: str) -> dict[str, list[JobStart]]:
+    done = _call("sacct", "-X", "--duplicates", "-nP", "-j", arrays, "-o", ",".join(ACCOUNTING))
+    starts: dict[str, list[JobStart]] = {}
     for line in _output(done).splitlines():
-        job, state, start, end, seconds, resources = line.split("|")
-        gpus = re.search(r"gres/gpu=(\d+)", resources)
-        one = Start(
-            job=job,
-            state=state.split()[0],
-            start="" if start in NEVER else start,
-            over=end not in NEVER,
-            seconds=int(seconds),
-            devices=int(gpus[1]) if gpus else 0,
-        )
-        starts.setdefault(job, []).append(one)
-    return {job: sorted(of_job, key=lambda one: one.start or "never") for job, of_job in starts.items()}
+        start = _job_start(line)
+        starts.setdefault(start.job, []).append(start)
+    return {job: sorted(listed, key=lambda start: start.start or "never") for job, listed in starts.items()}
 
 
-def _command(*command: str) -> subprocess.CompletedProcess:
-    """Told in UTC: the same whoever asks, and whichever clock was put back an hour."""
+def _job_start(line: str) -> JobStart:
+    job, state, start, end, seconds, resources = line.split("|")
+    gpus = re.search(r"gres/gpu=(\d+)", resources)
+    return JobStart(
+        job=job,
+        state=state.split()[0],  # "CANCELLED by 1000"
+        start="" if start in NEVER else start,
+        over=end not in NEVER,
+        seconds=int(seconds),
+        devices=int(gpus[1]) if gpus else 0,
+    )
+
+
+def output_of(*command: str) -> str:
+    """Call one of Slurm's commands and return what it printed. NoSlurmError if it is missing, fails or does not answer."""
+    return _output(_call(*command))
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str]:
     if not shutil.which(command[0]):
         raise NoSlurmError(f"{command[0]} is not on this machine")
     environment = {**os.environ, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard"}
@@ -121,15 +136,7 @@ def _command(*command: str) -> subprocess.CompletedProcess:
         raise NoSlurmError(f"{command[0]} gives no answer in {PATIENCE_S} s") from error
 
 
-def asked(*command: str) -> str:
-    """What a command of Slurm's printed. NoSlurmError where it is missing, fails or does not answer."""
-    return _output(_command(*command))
-
-
-def _output(done: subprocess.CompletedProcess) -> str:
+def _output(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
         raise NoSlurmError((done.stderr.strip() or f"{done.args[0]} failed").splitlines()[-1])
     return done.stdout
-
-
-# -- the bill ----------------------------------------------------------------------------------------------------------

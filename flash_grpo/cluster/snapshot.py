@@ -1,4 +1,4 @@
-"""The code of a sweep, copied into its study at submission: whatever starts later, or again, runs this copy."""
+"""Copy the code of a sweep into its study at submission, so that whatever starts later, or again, runs this copy."""
 
 import ast
 import hashlib
@@ -12,20 +12,22 @@ import tempfile
 from pathlib import Path
 
 NOT_OWN = {"__main__", "flash_grpo", "hydra_plugins"}
-KEPT = ("flash_grpo", "hydra_plugins/flash_grpo_plugins")
+SUITE = ("flash_grpo", "hydra_plugins.flash_grpo_plugins")
 NOT_CODE = shutil.ignore_patterns("__pycache__", ".git", ".venv", ".#*")
 
 
 def snapshot(folder: Path) -> Path:
-    """A directory for PYTHONPATH, named by its content: submitting the same code twice keeps one copy."""
+    """Copy the suite and the user's own modules into a new directory in `folder`; return it, for PYTHONPATH.
+
+    The directory is named by its content: submitting the same code twice keeps one copy.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
-    package, plugins = _where("flash_grpo"), _where("hydra_plugins.flash_grpo_plugins")
-    for source, name in zip((package, plugins), KEPT, strict=True):
-        _copy(source, aside / name)
+    for name in SUITE:
+        _copy(_suite_folder(name), aside / name.replace(".", "/"))
     for source in _own_modules():
         _copy(source, aside / source.name)
-    _note_commit(package.parent, aside)
+    _write_commit(_suite_folder("flash_grpo").parent, aside)
     final = folder / _digest(aside)
     if final.exists():
         shutil.rmtree(aside)
@@ -33,6 +35,12 @@ def snapshot(folder: Path) -> Path:
         aside.chmod(0o755)
         aside.rename(final)
     return final.absolute()
+
+
+def _suite_folder(name: str) -> Path:
+    folder = _find(name)
+    assert folder, f"{name} is imported"
+    return folder
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -43,36 +51,37 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _own_modules() -> list[Path]:
-    """Files and folders of the user's modules that the sweep's rehearsal has imported, and what these import, be it only
-    when they are called: those beside train.py, in the working directory or on PYTHONPATH. What is installed is not copied.
+    """Find the user's modules that the sweep's rehearsal has imported, and those that these import, also inside functions.
+
+    A module is the user's if it lies beside train.py, in the working directory or on PYTHONPATH. Installed ones are left out.
     """
     places = [sys.path[0], os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     roots = {Path(place).absolute() for place in places if place and not place.endswith("-packages")}
-    names, found = {name for name in sys.modules if "." not in name} - NOT_OWN, {}
+    names, own = {name for name in sys.modules if "." not in name} - NOT_OWN, dict[str, Path]()
     while names:
         name = names.pop()
-        there = None if name in found else _where(name)
-        if there and there.parent in roots:
-            found[name] = there
-            names |= _imported_by(there) - NOT_OWN
-    return sorted(found.values())
+        path = None if name in own else _find(name)
+        if path and path.parent in roots:
+            own[name] = path
+            names |= _imported_by(path) - NOT_OWN
+    return sorted(own.values())
 
 
-def _where(name: str) -> Path | None:
-    """The file of a module, the folder of a package, also of one without __init__.py."""
+def _find(name: str) -> Path | None:
+    """Return the file of a module or the folder of a package, also of one without __init__.py; None if it has neither."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # ValueError: of a module that was made in memory
+    except (ImportError, ValueError):  # ValueError: a module that was made in memory
         return None
     if spec is None:
         return None
     folders = list(spec.submodule_search_locations or [])
-    place = folders[0] if folders else spec.origin if spec.has_location else None
-    return Path(place).absolute() if place else None
+    path = folders[0] if folders else spec.origin if spec.has_location else None
+    return Path(path).absolute() if path else None
 
 
 def _imported_by(module: Path) -> set[str]:
-    """The top-level names of all import statements in a module or package, those in functions too."""
+    """Return the top-level names of all import statements in a module or package, also of those inside functions."""
     names: set[str] = set()
     for file in [module] if module.is_file() else module.rglob("*.py"):
         for node in _nodes(file):
@@ -86,7 +95,7 @@ def _imported_by(module: Path) -> set[str]:
 def _nodes(file: Path) -> list[ast.AST]:
     try:
         return list(ast.walk(ast.parse(file.read_bytes())))
-    except (SyntaxError, OSError):  # a template, a link to nowhere
+    except (SyntaxError, OSError):  # a template; a link to a file that does not exist
         return []
 
 
@@ -97,8 +106,8 @@ def _digest(folder: Path) -> str:
     return content.hexdigest()[:12]
 
 
-def _note_commit(checkout: Path, folder: Path) -> None:
-    """Beside the copy: the commit it came from, and what differed from that."""
+def _write_commit(checkout: Path, folder: Path) -> None:
+    """Write the commit that the copy came from, git.json, and its difference from that commit, dirty.diff."""
 
     def git(*arguments: str) -> bytes:
         return subprocess.run(["git", *arguments], cwd=checkout, capture_output=True).stdout

@@ -1,36 +1,52 @@
-"""A submission to Slurm: one job or job array, and beside it what it takes to submit the same again."""
+"""Submit a sweep to Slurm as one job or job array, and submit parts of it again exactly as they were."""
 
+import dataclasses
 import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flash_grpo.cluster.node import run_again
+from flash_grpo.records.submissions import SubmittedRun, append_submitted, array_of
 
-JOBS = "jobs.jsonl"
-KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")  # how Slurm is found
-SITE = ("account", "partition", "qos", "constraint", "reservation")
+HOW_SLURM_IS_FOUND = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
+SITE = ("account", "partition", "qos", "constraint", "reservation")  # settings that a site may have defaults for
 
 
 class RefusedError(ValueError):
-    """sbatch takes no such job; says why in a line."""
+    """Report in one line why sbatch does not accept a job."""
 
 
-def submit(folder: Path, shape: dict[str, Any], function: Callable[..., Any], points: Sequence[tuple]) -> list[Any]:
-    """One job for each of `points`, the arguments of `function`.
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What is asked of Slurm for every job of a sweep; written to `<study>/.submitit/<job or array>.json`.
 
-    folder: the study's .submitit. shape: `folder`, submitit's for a job; `python`, the command that starts a rank's
-    interpreter; `parameters`, submitit's. It is written to `folder`/<job or array>.json. RefusedError if Slurm refuses.
+    folder: submitit's for a job, with %j for the job's id. python: the command that starts a rank's interpreter.
+    parameters: submitit's, by its own names.
+    """
+
+    folder: str
+    python: str
+    parameters: dict[str, Any]
+
+
+def submit(
+    folder: Path, request: JobRequest, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> list[Any]:
+    """Submit one job for each tuple of `arguments` to `function`, as one array; return submitit's jobs.
+
+    folder: the study's .submitit. RefusedError if Slurm or submitit refuses the request.
     """
     import submitit
 
-    executor = submitit.AutoExecutor(shape["folder"], cluster="slurm", slurm_python=shape["python"])
+    executor = submitit.AutoExecutor(request.folder, cluster="slurm", slurm_python=request.python)
     try:
-        executor.update_parameters(**shape["parameters"])
+        executor.update_parameters(**request.parameters)
     except NameError as error:
         unknown = str(error).partition("'slurm_")[2].partition("'")[0]
         raise RefusedError(
@@ -38,63 +54,66 @@ def submit(folder: Path, shape: dict[str, Any], function: Callable[..., Any], po
             f"+hydra.launcher.additional_parameters.{unknown}=..."
         ) from error
     try:
-        with _own_environment(shape["parameters"]), redirect_stderr(io.StringIO()):  # which submitit would print, too
-            jobs = executor.map_array(function, *zip(*points, strict=True))
+        with _own_environment(request.parameters), redirect_stderr(io.StringIO()):  # submitit prints the error as well
+            jobs = executor.map_array(function, *zip(*arguments, strict=True))
     except submitit.core.utils.FailedJobError as error:
         raise RefusedError(str(error).strip().splitlines()[-1]) from error
-    _shape_file(folder, jobs[0].job_id).write_text(json.dumps(shape, indent=1) + "\n")
+    _request_file(folder, jobs[0].job_id).write_text(json.dumps(dataclasses.asdict(request), indent=1) + "\n")
     return jobs
 
 
 @contextmanager
 def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
-    """Without what an allocation that this is called in, or sbatch's own variables, would say instead of `parameters`.
-    A site's defaults for what these leave open stay."""
+    """Hide SLURM_* and SBATCH_* variables from sbatch, so that `parameters` alone decide, also inside an allocation.
+
+    SBATCH_* defaults for settings that `parameters` leave open (account, partition, …) are kept.
+    """
     import submitit
 
-    asked = parameters.get("slurm_additional_parameters", {})
-    open_to_the_site = [name for name in SITE if parameters.get(f"slurm_{name}", asked.get(name)) is None]
-    names = [*KEPT, *(f"SBATCH_{name.upper()}" for name in open_to_the_site)]
+    additional = parameters.get("slurm_additional_parameters", {})
+    left_open = [name for name in SITE if parameters.get(f"slurm_{name}", additional.get(name)) is None]
+    names = [*HOW_SLURM_IS_FOUND, *(f"SBATCH_{name.upper()}" for name in left_open)]
     kept = {name: os.environ[name] for name in names if name in os.environ}
     with submitit.helpers.clean_env():
         os.environ.update(kept)
         yield
 
 
-def resubmit(folder: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Submits again what lines of jobs.jsonl say was submitted: the same code, configuration and resources. What was
-    one array is one array. Returns the new lines, which it appends to jobs.jsonl."""
-    arrays: dict[Path, list[dict[str, Any]]] = {}
-    for line in lines:
-        arrays.setdefault(_shape_file(folder, line["job_id"]), []).append(line)
-    added = []
-    for shape, old in arrays.items():
-        jobs = submit(folder, json.loads(shape.read_text()), run_again, [(line["point"],) for line in old])
-        added += [{**line, **_found_by(job)} for line, job in zip(old, jobs, strict=True)]
-        write_jobs(folder, added[-len(jobs) :])
+def resubmit(folder: Path, runs: list[SubmittedRun]) -> list[SubmittedRun]:
+    """Submit runs again with the same code, configuration and resources; return their new lines of jobs.jsonl.
+
+    folder: the study's .submitit. Runs that were submitted as one array become one array again. RefusedError as in `submit`.
+    """
+    by_request: dict[Path, list[SubmittedRun]] = {}
+    for run in runs:
+        by_request.setdefault(_request_file(folder, run.job_id), []).append(run)
+    added: list[SubmittedRun] = []
+    for path, old in by_request.items():
+        request = JobRequest(**json.loads(path.read_text()))
+        jobs = submit(folder, request, run_again, [(run.point,) for run in old])
+        new = [dataclasses.replace(run, **_place(job)) for run, job in zip(old, jobs, strict=True)]
+        append_submitted(folder, new)
+        added += new
     return added
 
 
-def job_line(job: Any, **told: Any) -> dict[str, Any]:
-    """The line of jobs.jsonl of a job that is submitted for the first time. point: the pickle of what it runs."""
-    return {**told, **_found_by(job), "ranks": job.num_tasks, "point": str(job.paths.submitted_pickle)}
+def submitted_run(job: Any, *, run: str, directory: str, overrides: list[str], code: Path) -> SubmittedRun:
+    """Describe a run that was submitted for the first time, as submitit's `job`."""
+    return SubmittedRun(
+        run=run,
+        directory=directory,
+        overrides=overrides,
+        code=str(code),
+        ranks=job.num_tasks,
+        point=str(job.paths.submitted_pickle),
+        **_place(job),
+    )
 
 
-def write_jobs(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """One line per submitted run: what finds it again without this process."""
-    path = folder / JOBS
-    length = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "ab", buffering=0) as file:  # at once: others read it
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-    except OSError:
-        os.truncate(path, length)
-        raise
-
-
-def _found_by(job: Any) -> dict[str, Any]:
+def _place(job: Any) -> dict[str, Any]:
+    """Return the fields of `SubmittedRun` that change when a run is submitted again."""
     return {"job_id": job.job_id, "folder": str(job.paths.folder), "submitted": time.time()}
 
 
-def _shape_file(folder: Path, job: str) -> Path:
-    return folder / f"{job.split('_')[0]}.json"
+def _request_file(folder: Path, job: str) -> Path:
+    return folder / f"{array_of(job)}.json"

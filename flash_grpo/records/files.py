@@ -6,16 +6,31 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from flash_grpo.records.schema import RunManifest
+from flash_grpo.records.schema import Bill, BilledStart, ProgramStart, RunManifest
 
 MANIFEST, RECORDS = "run.json", "records.jsonl"
+
+
+class Dataclass(Protocol):
+    """Stand for any dataclass in a signature."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Dataclass)
 
 
 def as_json(record: Any) -> str:
     """One line of strict JSON; a non-finite number becomes null, never `NaN`."""
     return json.dumps(_finite(dataclasses.asdict(record)), allow_nan=False)
+
+
+def from_json(kind: type[T], entry: dict[str, Any]) -> T:
+    """Build a `kind`, a dataclass, from a JSON object. Keys that this version does not know are ignored."""
+    known = {item.name for item in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in entry.items() if key in known})
 
 
 def _finite(value: Any) -> Any:
@@ -45,12 +60,16 @@ def write_manifest(run_dir: Path, manifest: RunManifest) -> None:
 
 
 def read_manifest(run_dir: Path) -> RunManifest | None:
-    """The run's manifest, or None where there is none. Keys that this version does not know are left out."""
+    """Read the run's manifest; None if there is none. Keys that this version does not know are ignored."""
     path = Path(run_dir) / MANIFEST
     if not path.exists():
         return None
-    known = {item.name for item in dataclasses.fields(RunManifest)}
-    return RunManifest(**{key: value for key, value in json.loads(path.read_text()).items() if key in known})
+    entry = json.loads(path.read_text())
+    entry["starts"] = [from_json(ProgramStart, start) for start in entry.get("starts") or []]
+    if bill := entry.get("bill"):
+        billed = [from_json(BilledStart, start) for start in bill.get("starts", [])]
+        entry["bill"] = from_json(Bill, {**bill, "starts": billed})
+    return from_json(RunManifest, entry)
 
 
 class RecordWriter:

@@ -7,6 +7,8 @@ apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented
 from dataclasses import dataclass, field
 from typing import Any
 
+from flash_grpo.records.slurm_job import SlurmJob
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -110,6 +112,65 @@ class FailureRecord:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProgramStart:
+    """One start of the training program, by hand or by Slurm: an entry of `RunManifest.starts`.
+
+    time: local time with its offset, 2026-01-31T23:59:59+0000.
+    iteration: the iteration whose checkpoint this start continues from. pieces: micro-batches and other resumable parts of
+      the run that were done before this start, see `journal`. reached: the last iteration that any earlier start recorded,
+      saved or not.
+    git: as in `RunManifest`. host, pid: of rank 0. slurm: the SLURM_* variables that identify the job, empty outside Slurm.
+    """
+
+    time: str
+    iteration: int = 0
+    pieces: int = 0
+    reached: int = 0
+    git: dict[str, Any] | None = None
+    host: str = ""
+    pid: int = 0
+    slurm: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def job(self) -> SlurmJob | None:
+        """Return the Slurm job of this start, or None for a start outside Slurm."""
+        return SlurmJob.of(self.slurm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BilledStart:
+    """One start of a Slurm job, as Slurm charges it.
+
+    job: Slurm's name of the job. state: Slurm's word for how the start ended. start: when it began, UTC.
+    seconds: elapsed wall seconds. devices: GPUs allocated; without GPUs the number of ranks.
+    """
+
+    job: str
+    state: str
+    start: str
+    seconds: int
+    devices: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """What Slurm charges for a run, over all its jobs and all their starts, requeued, failed and cancelled ones too.
+
+    starts: oldest first. device_seconds: sum over starts of seconds x devices.
+    useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record. Capped at
+      device_seconds, since part of the run may have been done outside Slurm, and several CPU threads can use more CPU
+      seconds than the wall seconds that Slurm counts.
+    lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also the time in which
+      the process had no core.
+    """
+
+    starts: list[BilledStart] = field(default_factory=list)
+    device_seconds: float = 0
+    useful_device_seconds: float = 0
+    lost_device_seconds: float = 0
+
+
 @dataclass(kw_only=True)
 class RunManifest:
     """Everything that tells one run from another.
@@ -121,15 +182,7 @@ class RunManifest:
     world_size: number of ranks.
     status: running, completed or failed; reason: one line when failed, or why it stopped. traceback: of the exception that
         it failed of, on whichever rank.
-    starts: one entry per start of the program: time, iteration it continued from, pieces (micro-batches and others, see
-      `journal`) done until then, reached (the last iteration that any start before it has recorded), git, Slurm ids, host, pid.
-    bill: what Slurm charges, over all jobs of the run and all their starts, requeued ones too; written when no job of it
-        waits or runs; None where it ran without Slurm. starts: job, Slurm's state at the end, start (UTC), seconds
-        elapsed, devices (GPUs allocated; without GPUs the ranks). device_seconds: sum of seconds x devices.
-        useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record, at most
-        device_seconds: a run may also have run elsewhere, or on a CPU with several threads.
-        lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also time in which
-        the process had no core.
+    starts: oldest first. bill: written when no job of the run waits or runs; None before that and without Slurm.
     """
 
     run_name: str
@@ -149,5 +202,5 @@ class RunManifest:
     status: str = "running"
     reason: str = ""
     traceback: str = ""
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    bill: dict[str, Any] | None = None
+    starts: list[ProgramStart] = field(default_factory=list)
+    bill: Bill | None = None

@@ -1,26 +1,77 @@
-"""What was submitted to Slurm, by the study's own files."""
+"""Read and write `<study>/.submitit/jobs.jsonl`, which lists the runs that were submitted to Slurm."""
 
+import dataclasses
 import json
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from flash_grpo.records.files import from_json
+
+FOLDER, JOBS = ".submitit", "jobs.jsonl"
 
 
-def submitted(study: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of jobs.jsonl by run, oldest first: the newest job of a run is its last."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    path = study / ".submitit" / "jobs.jsonl"
+@dataclass(frozen=True, kw_only=True)
+class SubmittedRun:
+    """One run in one Slurm job: a line of jobs.jsonl. A run that was submitted again has several lines.
+
+    run: the run's name. directory: the run's directory, relative to the directory that the sweep was submitted from.
+    overrides: the run's part of the sweep's command line. code: the copy of the code that every start of the job imports.
+    job_id: Slurm's name of the job, '12_3' for element 3 of array 12. folder: where submitit writes the ranks' logs.
+    submitted: seconds since 1970. ranks: number of tasks.
+    point: the pickle that the job runs; '' in lines of earlier versions, which cannot be submitted again.
+    """
+
+    run: str
+    directory: str = ""
+    overrides: list[str] = field(default_factory=list)
+    code: str = ""
+    job_id: str
+    folder: str
+    submitted: float
+    ranks: int
+    point: str = ""
+
+    @property
+    def array_id(self) -> str:
+        """Return the number of the job's array, or of the job itself if it is not part of one."""
+        return array_of(self.job_id)
+
+
+def array_of(job_id: str) -> str:
+    """Return the array's number, or the job's own if it is not part of an array.
+
+    >>> [array_of(job_id) for job_id in ("12_3", "12_[4-7]", "12")]
+    ['12', '12', '12']
+    """
+    return job_id.split("_")[0]
+
+
+def read_submitted(study: Path) -> dict[str, list[SubmittedRun]]:
+    """Read the study's jobs.jsonl: for each run its lines, oldest first, so that the last one is its newest job.
+
+    A last line that is still being written is skipped.
+    """
+    runs: dict[str, list[SubmittedRun]] = {}
+    path = study / FOLDER / JOBS
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):  # else it is being written
-            runs.setdefault((told := json.loads(line))["run"], []).append(told)
+        if line.endswith("\n"):
+            submitted = from_json(SubmittedRun, json.loads(line))
+            runs.setdefault(submitted.run, []).append(submitted)
     return runs
 
 
-def job_of(start: dict[str, Any]) -> str | None:
-    """The job that one of run.json's `starts` belongs to, by the name that jobs.jsonl has for it."""
-    array, element = start["slurm"].get("SLURM_ARRAY_JOB_ID"), start["slurm"].get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array else start["slurm"].get("SLURM_JOB_ID")
+def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
+    """Append `runs` to `folder`/jobs.jsonl, all or, on a full disk, none. OSError if they could not be written.
 
-
-def restart_of(start: dict[str, Any]) -> int:
-    """How often that job had been restarted then."""
-    return int(start["slurm"].get("SLURM_RESTART_COUNT", 0))
+    folder: the study's .submitit. The jobs command finds the runs by these lines, without the launcher.
+    """
+    path = folder / JOBS
+    length = path.stat().st_size if path.exists() else 0
+    lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
+    try:
+        with open(path, "ab", buffering=0) as file:  # one write, so that readers never see a mixture of two launchers
+            file.write(lines.encode())
+    except OSError:
+        os.truncate(path, length)
+        raise

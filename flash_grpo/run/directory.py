@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import os
 import signal
 import time
 import traceback
@@ -12,6 +11,7 @@ from typing import TextIO
 
 from flash_grpo.records.files import MANIFEST, RecordWriter, read_manifest, read_newest_first, write_manifest
 from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
+from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import manifest
 from flash_grpo.training.journal import Leave, RewardErrorElsewhere
 from flash_grpo.training.ranks import Ranks
@@ -44,7 +44,7 @@ class RunDirectory:
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:
         """Notes a start that goes on after `iteration`, see `RunManifest.starts`."""
-        reached = max([self._reached(), *(one.get("reached", 0) for one in self.manifest.starts)])
+        reached = max([self._reached(), *(start.reached for start in self.manifest.starts)])
         progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
         self.refuse_endless_restarts(progress)
         if self.ranks.is_main:
@@ -123,7 +123,7 @@ def lock(directory: Path) -> TextIO:
     waited for.
     """
     file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
-    patience = LOCK_PATIENCE_S if "SLURM_JOB_ID" in os.environ else 0
+    patience = LOCK_PATIENCE_S if SlurmJob.here() else 0
     until = time.monotonic() + patience
     while not _locked(file):
         if time.monotonic() >= until:

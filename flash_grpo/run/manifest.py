@@ -16,13 +16,12 @@ import torch
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.records import submissions
 from flash_grpo.records.identity import is_identity
-from flash_grpo.records.schema import RunManifest
+from flash_grpo.records.schema import ProgramStart, RunManifest
+from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.training.ranks import Ranks
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
-SLURM_IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
 def describe(
@@ -119,29 +118,31 @@ def hardware(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def start(progress: dict[str, int]) -> dict[str, Any]:
-    """One entry of `RunManifest.starts`."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+def start(progress: dict[str, int]) -> ProgramStart:
+    """Describe this start of the program. progress: `ProgramStart`'s iteration, pieces and reached."""
+    job = SlurmJob.here()
+    return ProgramStart(
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **progress,
-        "git": git_state(),
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "slurm": {key: os.environ[key] for key in SLURM_IDS if key in os.environ},
-    }
+        git=git_state(),
+        host=platform.node(),
+        pid=os.getpid(),
+        slurm=job.variables if job else {},
+    )
 
 
-def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | None, limit: int) -> str:
-    """Why a job stops that Slurm has restarted `limit` times since one of its starts got further; empty if it has not.
+def endless_restarts(starts: list[ProgramStart], progress: dict[str, int] | None, limit: int) -> str:
+    """Return why the job must stop, or '' if it may go on. It must stop after `limit` restarts in a row without progress.
 
-    progress: with what this start begins, see `RunManifest.starts`; None before that is known: then only the starts count
-    that did not get as far as to say. A requeued job keeps its id, so a person's own restarts do not count.
+    progress: where this start resumes, `ProgramStart`'s iteration, pieces and reached. Before the checkpoint is loaded it
+    is unknown, None; then every start that managed to write its own entry counts as progress. Only restarts by Slurm count:
+    a restart by hand is a new job with a new id.
     """
-    if (job := os.environ.get("SLURM_JOB_ID")) is None:
+    if (here := SlurmJob.here()) is None:
         return ""
-    said = [one for one in starts if one["slurm"].get("SLURM_JOB_ID") == job]
-    got_further = [submissions.restart_of(one) for one in said if progress is None or _is_further(progress, one)]
-    idle = int(os.environ.get("SLURM_RESTART_COUNT", 0)) - 1 - max(got_further, default=-1)
+    earlier = [(start, job) for start in starts if (job := start.job) and job.job_id == here.job_id]
+    got_further = [job.restart_count for start, job in earlier if progress is None or _is_further(progress, start)]
+    idle = here.restart_count - 1 - max(got_further, default=-1)
     if idle < limit:
         return ""
     if progress is None:
@@ -149,5 +150,5 @@ def endless_restarts(starts: list[dict[str, Any]], progress: dict[str, int] | No
     return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
 
 
-def _is_further(progress: dict[str, int], start: dict[str, Any]) -> bool:
-    return any(progress[key] > start.get(key, 0) for key in ("pieces", "reached"))
+def _is_further(progress: dict[str, int], start: ProgramStart) -> bool:
+    return progress["pieces"] > start.pieces or progress["reached"] > start.reached

@@ -1,1 +1,1 @@
-"""Hydra plugins of the suite. Hydra imports every module here at each start, so they import nothing heavy."""
+"""Register the suite's plugins with Hydra, which imports every module here at each start: they import nothing heavy."""

@@ -1,4 +1,4 @@
-"""Finds `ablations=`, `sweeps=` and `slurm=`, the groups a user edits, which stand at the top of a checkout.
+"""Let Hydra find `ablations=`, `sweeps=` and `slurm=`, the groups that users edit, at the top of a checkout.
 
 A wheel carries the same folders inside `flash_grpo/conf`, where Hydra finds them without help.
 """
@@ -14,7 +14,7 @@ GROUPS = ("ablations", "sweeps", "slurm")
 
 
 class CheckoutSource(FileConfigSource):
-    """The top folder of a checkout as a config source that shows the three groups and nothing else of it."""
+    """Read the three groups, and nothing else, from the top folder of a checkout."""
 
     @staticmethod
     def scheme() -> str:
@@ -28,7 +28,7 @@ class CheckoutSource(FileConfigSource):
 
 
 class CheckoutSearchPath(SearchPathPlugin):
-    """Adds the checkout to the search path of our own app. Hydra asks this of every app in the environment."""
+    """Add the checkout to the search path of our own program. Hydra asks this for every Hydra program here."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         ours = ("flash_grpo/conf", "flash_grpo.conf")

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=overridable`: what the command line sweeps over replaces what the file in `sweeps/` says of the same key.
+"""Register `hydra/sweeper=overridable`: the command line's values of a key replace those of the file in `sweeps/`.
 
 Hydra's basic sweeper multiplies the two: `sweeps=ablation seed=0,1` would run every seed of the file twice.
 """
@@ -20,9 +20,10 @@ ConfigStore.instance().store("overridable", OverridableConf, group="hydra/sweepe
 
 class OverridableSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
-        asked = {argument.split("=")[0].lstrip("+") for argument in arguments}
-        self.params = {key: value for key, value in (self.params or {}).items() if key not in asked}
+        """Sweep over the command line's keys and those of the file that the command line does not name."""
+        given = {argument.split("=")[0].lstrip("+") for argument in arguments}
+        self.params = {key: value for key, value in (self.params or {}).items() if key not in given}
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Any) -> None:
-        """Nothing: the launchers compose every point before they start one. Once is enough, at 0.1 s a point."""
+        """Skip Hydra's check, 0.1 s a point: the launchers compose every point before they start one."""

@@ -1,0 +1,76 @@
+"""Refuse a sweep that this site's Slurm lacks something for, or that sbatch would accept and Slurm would never start."""
+
+import getpass
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from flash_grpo.cluster import slurm
+from flash_grpo.cluster.refusal import refuse
+
+COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "squeue", "sinfo")
+
+
+def refuse_what_cannot_run(params: Mapping[str, Any]) -> None:
+    """Refuse a site without Slurm or its accounting, and launcher settings that contradict each other or the site.
+
+    params: the launcher's settings, `hydra.launcher`.
+    """
+    _refuse_a_site_without_slurm()
+    limit, delay = 60 * params["timeout_min"], params["signal_delay_s"]
+    if delay >= limit:
+        refuse(f"hydra.launcher: signal_delay_s={delay} leaves nothing of timeout_min={limit // 60} to run in")
+    gpus, tasks = params["gpus_per_node"] or 0, params["tasks_per_node"]
+    if gpus not in (0, tasks):
+        refuse(f"hydra.launcher: gpus_per_node={gpus} but tasks_per_node={tasks}; each rank has one GPU")
+    try:
+        if params["account"]:
+            _refuse_an_unknown_account(params["account"])
+        _refuse_too_long_a_limit(params["partition"] or os.environ.get("SBATCH_PARTITION"), params["timeout_min"])
+    except slurm.NoSlurmError as error:
+        refuse(str(error))
+
+
+def _refuse_a_site_without_slurm() -> None:
+    missing = [name for name in COMMANDS if not shutil.which(name)]
+    if missing:
+        refuse(f"{', '.join(missing)}: not found on this machine, so there is no Slurm here (slurm=local needs none)")
+    try:
+        slurm.output_of("sacct", "-nX", "-S", "now")
+    except slurm.NoSlurmError as error:
+        refuse(f"without Slurm's accounting no failure would be noticed ({error})")
+
+
+def _refuse_an_unknown_account(account: str) -> None:
+    """Refuse an account that is not the user's, where sacctmgr can tell. sbatch may accept it and the job never start."""
+    if not shutil.which("sacctmgr"):
+        return
+    mine = (f"user={getpass.getuser()}", f"account={account}", "format=account")
+    if not slurm.output_of("sacctmgr", "-nP", "show", "assoc", *mine).strip():
+        refuse(f"hydra.launcher.account={account}: Slurm's accounting knows no such account of yours")
+
+
+def _refuse_too_long_a_limit(partition: str | None, minutes: int) -> None:
+    """Refuse a time limit above the partition's. partition: None for the default one. sbatch refuses unknown ones itself."""
+    chosen = ["-p", partition] if partition else []
+    for line in slurm.output_of("sinfo", "-h", "-o", "%P|%l", *chosen).splitlines():
+        name, longest = line.split("|")
+        if (partition or name.endswith("*")) and minutes > _minutes(longest):
+            refuse(
+                f"hydra.launcher.timeout_min={minutes}: partition {name.rstrip('*')} allows {_minutes(longest):.0f}; a run "
+                "that reaches its time limit goes on in the next start"
+            )
+
+
+def _minutes(limit: str) -> float:
+    """Convert Slurm's [days-]hours:minutes:seconds to minutes; 'infinite' to infinity.
+
+    >>> [_minutes(limit) for limit in ("10:00", "1:00:00", "1-00:00:00", "infinite")]
+    [10.0, 60.0, 1440.0, inf]
+    """
+    if not limit[:1].isdigit():
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
+    return int(days or 0) * 1440 + seconds / 60

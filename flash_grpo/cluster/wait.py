@@ -1,0 +1,80 @@
+"""Wait for the runs of a sweep that Slurm has, and report each one that ends."""
+
+import logging
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from flash_grpo.cluster import slurm
+from flash_grpo.cluster.bill import write_bills
+from flash_grpo.cluster.board import Board
+from flash_grpo.cluster.points import SweepPoint
+from flash_grpo.cluster.run_state import OVER, RunState, run_state
+from flash_grpo.records.submissions import read_submitted
+
+log = logging.getLogger(__name__)
+ASK_SLURM_S, LOOK_AGAIN_S = 15.0, 2.0  # the second once a run seems to be over
+SETTLE_S = 20.0  # how long to wait for the accounting when all runs are over
+
+
+def wait(points: list[SweepPoint], study: Path) -> None:
+    """Wait until all runs are over, then write their bills. Exit 1 if one has failed, 130 on Ctrl-C; the jobs run on."""
+    board, watch = Board(running=list(points)), Watch(study)
+    try:
+        while board.running:
+            board.collect(watch.ended_of)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        log.warning("no longer waiting; %d runs go on: python -m flash_grpo.jobs %s", len(board.running), study)
+        sys.exit(130)
+    _write_bills(study)
+    board.end()
+
+
+class Watch:
+    """Find the runs that are over, by the same decision as the jobs command: from Slurm and their run.json together."""
+
+    def __init__(self, study: Path) -> None:
+        self.study, self.asked = study, 0.0
+        self.seemed_over: set[str] = set()  # names of runs
+
+    def ended_of(self, points: list[SweepPoint]) -> list[tuple[SweepPoint, str]]:
+        """Return (point, reason) for every run that has ended; reason is '' for a success.
+
+        A run that seems to have failed is reported only if the next poll agrees, because accounting lags behind the queue.
+        """
+        soon = self.seemed_over or any(point.job.paths.result_pickle.exists() for point in points)
+        if time.monotonic() - self.asked < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
+            return []
+        try:
+            answer, submitted = slurm.ask_about(self.study), read_submitted(self.study)
+        except slurm.NoSlurmError as error:
+            log.warning("Slurm could not be asked (%s), and is asked again", error)
+            return []
+        finally:
+            self.asked = time.monotonic()
+        gone = [point for point in points if submitted[point.name][-1].job_id not in answer.queued]
+        states = {point.name: run_state(self.study / point.name, submitted[point.name], answer) for point in gone}
+        ended = [point for point in gone if states[point.name].state in OVER]
+        sure = [point for point in ended if point.name in self.seemed_over or states[point.name].state == "complete"]
+        self.seemed_over = {point.name for point in ended}
+        return [(point, _failure(states[point.name])) for point in sure]
+
+
+def _failure(run: RunState) -> str:
+    """Say why a run that is over has failed; '' if it is complete."""
+    if run.state == "complete":
+        return ""
+    return run.why if run.state == "failed" else f"{run.state}{f': {run.why}' if run.why else ''}"
+
+
+def _write_bills(study: Path) -> None:
+    """Write the bills of all runs, waiting for up to SETTLE_S for the accounting, which lags behind the queue.
+
+    Bills that cannot be written by then, or of runs that another command submitted, are left to the jobs command.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    with suppress(slurm.NoSlurmError):
+        while write_bills(study, slurm.ask_about(study)) and time.monotonic() < deadline:
+            time.sleep(1)
