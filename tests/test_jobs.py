@@ -1,4 +1,4 @@
-"""`python -m flash_grpo.jobs` without a Slurm: what it makes of a study's files and of Slurm's answers."""
+"""Test `python -m flash_grpo.jobs` without Slurm: on a study's files and on made-up answers of Slurm."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ IDS = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "8
 
 
 def written(study: Path, status: str = "running", reason: str = "", restarts: int = 0, **more) -> Path:
-    """A run directory whose run.json says this, of job 7_0."""
+    """Write the directory of a run of job 7_0, with this status in run.json, and return it."""
     run_dir = study / "seed0"
     run_dir.mkdir(parents=True)
     ids = {**IDS, "SLURM_RESTART_COUNT": str(restarts)}
@@ -51,22 +51,22 @@ def written(study: Path, status: str = "running", reason: str = "", restarts: in
 def submitted(study: Path, *lines: dict) -> None:
     folder = study / ".submitit"
     folder.mkdir(parents=True, exist_ok=True)
-    told = [{**JOB, "folder": str(folder / "7_0"), **line} for line in lines or ({},)]
-    (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    complete = [{**JOB, "folder": str(folder / "7_0"), **line} for line in lines or ({},)]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in complete))
 
 
 def evaluated(run_dir: Path, device_seconds: float, evaluation_seconds: float, server_seconds: float = 0.0) -> None:
     cost = Cost(device_seconds=device_seconds, server_seconds=server_seconds)
-    told = {"iteration": 5, "optimizer_steps": 5, "cost": cost, "evaluation_seconds": evaluation_seconds, "n": 1}
-    told |= {"reward_mean": 1.25, "reward_sem": 0.1, "reward_parts": {}, "prompt_rewards": {"a": 1.25}}
-    RecordWriter(run_dir, 0).append(EvalRecord(**told))
+    fields = {"iteration": 5, "optimizer_steps": 5, "cost": cost, "evaluation_seconds": evaluation_seconds, "n": 1}
+    fields |= {"reward_mean": 1.25, "reward_sem": 0.1, "reward_parts": {}, "prompt_rewards": {"a": 1.25}}
+    RecordWriter(run_dir, 0).append(EvalRecord(**fields))
 
 
 def queued(state: str, reason: str = "None", restarts: int = 0, preempted: bool = False) -> Answer:
     begin = "2026-01-01T12:00:00" if state == "RUNNING" else "N/A"
-    one = Queued(job="7_0", state=state, reason=reason, restarts=restarts, begin=begin, preempted=preempted)
+    waiting = Queued(job="7_0", state=state, reason=reason, restarts=restarts, begin=begin, preempted=preempted)
     earlier = [start("PREEMPTED")] if restarts else []
-    return Answer(queued={"7_0": one}, starts={"7_0": earlier} if earlier else {})
+    return Answer(queued={"7_0": waiting}, starts={"7_0": earlier} if earlier else {})
 
 
 def start(
@@ -120,31 +120,31 @@ def ended(state: str) -> Answer:
         ("running", "interrupted: saved", None, "interrupted", "saved"),
     ],
 )
-def test_a_state_is_decided_from_the_run_s_word_and_slurm_s_together(tmp_path, status, reason, answer, state, why):
+def test_a_state_is_decided_from_run_json_and_slurm_together(tmp_path, status, reason, answer, state, why):
     submitted(tmp_path)
     if status:
         written(tmp_path, status, reason)
-    (one,) = run_states(tmp_path, answer)
-    assert (one.state, one.why) == (state, why)
+    (run,) = run_states(tmp_path, answer)
+    assert (run.state, run.why) == (state, why)
 
 
-def test_a_success_of_an_earlier_job_is_none_of_the_one_that_died_before_it_could_speak(tmp_path):
+def test_an_earlier_job_s_success_does_not_count_for_a_job_that_wrote_nothing(tmp_path):
     submitted(tmp_path, {}, {"job_id": "9", "submitted": time.time()})
     written(tmp_path, "completed")
     answer = Answer(queued={}, starts={"7_0": [start("COMPLETED")], "9": [start("FAILED", job="9")]})
-    (one,) = run_states(tmp_path, answer)
-    assert one.state == "failed"
+    (run,) = run_states(tmp_path, answer)
+    assert run.state == "failed"
 
 
-def test_what_a_start_said_is_none_of_the_next_one_s_that_died_before_it_could_speak(tmp_path):
+def test_an_earlier_start_s_message_does_not_count_for_a_start_that_wrote_nothing(tmp_path):
     submitted(tmp_path)
     written(tmp_path, "running", "interrupted: saved")
     again = start("FAILED", begin="2026-01-01T13:00:00")
-    (one,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
-    assert (one.state, one.why) == ("failed", "ended without a word")
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
+    assert (run.state, run.why) == ("failed", "ended without a word")
 
 
-def test_a_rank_that_only_lost_another_is_believed_less_than_slurm(tmp_path):
+def test_slurm_s_message_is_preferred_to_that_of_a_rank_that_only_lost_its_peer(tmp_path):
     submitted(tmp_path)
     lost = "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5 (rank 0 of 2)"
     written(tmp_path, "failed", lost)
@@ -153,19 +153,19 @@ def test_a_rank_that_only_lost_another_is_believed_less_than_slurm(tmp_path):
     trace = ("Traceback (most recent call last):", '  File "x.py", line 1, in <module>', lost)
     log = [*(f"[rank0]: {line}" for line in trace), "srun: error: node01: task 1: Killed"]
     (folder / "7_0_0_log.out").write_text("\n".join(log))
-    (one,) = run_states(tmp_path, ended("FAILED"))
-    assert (one.state, one.why) == ("failed", "node01: task 1: Killed")
+    (run,) = run_states(tmp_path, ended("FAILED"))
+    assert (run.state, run.why) == ("failed", "node01: task 1: Killed")
 
 
-def test_times_are_told_in_the_reader_s_zone(tmp_path, monkeypatch):
+def test_times_are_shown_in_the_reader_s_zone(tmp_path, monkeypatch):
     submitted(tmp_path)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
-    (one,) = run_states(tmp_path, queued("RUNNING"))
-    assert (one.state, one.why) == ("starting", "since 21:00:00")
+    (run,) = run_states(tmp_path, queued("RUNNING"))
+    assert (run.state, run.why) == ("starting", "since 21:00:00")
 
 
-def test_a_job_that_had_the_same_number_years_ago_is_no_start_of_ours(tmp_path, monkeypatch):
+def test_an_older_job_with_the_same_number_is_ignored(tmp_path, monkeypatch):
     submitted(tmp_path, {"submitted": slurm.seconds_since_1970("2026-01-01T11:59:00")})
     old = start("COMPLETED", begin="2020-01-01T12:00:00")
     monkeypatch.setattr(slurm, "_queue", lambda arrays: {})
@@ -173,7 +173,7 @@ def test_a_job_that_had_the_same_number_years_ago_is_no_start_of_ours(tmp_path, 
     assert slurm.ask_about(tmp_path).starts == {"7_0": [start("FAILED")]}
 
 
-def test_a_controller_that_does_not_answer_for_a_while_ends_no_watching(tmp_path, monkeypatch, capsys):
+def test_watching_goes_on_while_the_controller_does_not_answer(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "completed")
     answers = iter([queued("RUNNING"), slurm.NoSlurmError("Socket timed out"), ended("COMPLETED")])
@@ -189,7 +189,7 @@ def test_a_controller_that_does_not_answer_for_a_while_ends_no_watching(tmp_path
     assert next(answers, None) is None
 
 
-def test_runs_are_cancelled_though_the_accounting_does_not_answer(tmp_path, monkeypatch, capsys):
+def test_runs_can_be_cancelled_while_the_accounting_does_not_answer(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "running")
     told = []
@@ -212,7 +212,7 @@ def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):
     assert list(read_submitted(tmp_path)) == ["seed0"]
 
 
-def test_a_full_disk_costs_the_bill_and_not_the_table(tmp_path, monkeypatch, capsys):
+def test_on_a_full_disk_the_table_is_shown_and_no_bill_is_written(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "completed")
     monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
@@ -236,7 +236,7 @@ def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm
     assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
 
 
-def test_a_server_s_device_seconds_are_no_part_of_the_job_s_bill(tmp_path):
+def test_a_server_s_device_seconds_are_not_part_of_the_job_s_bill(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
@@ -248,11 +248,11 @@ def test_a_run_that_was_finished_without_slurm_after_its_job_failed_is_complete(
     submitted(tmp_path)
     later = ProgramStart(time="2026-01-02T00:00:00+0000", iteration=5)
     written(tmp_path, "completed", starts=[later])
-    (one,) = run_states(tmp_path, ended("FAILED"))
-    assert one.state == "complete"
+    (run,) = run_states(tmp_path, ended("FAILED"))
+    assert run.state == "complete"
 
 
-def test_the_bill_is_every_start_of_every_job_times_its_devices(tmp_path):
+def test_the_bill_sums_seconds_times_devices_over_every_start_of_every_job(tmp_path):
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 500.0, 100.0)
     first = SubmittedRun(**JOB, folder="")
@@ -316,7 +316,7 @@ def test_records_read_backwards_are_the_records(train):
         ("", "ended without a word"),
     ],
 )
-def test_the_last_words_of_a_log_are_of_its_last_start_and_the_most_telling(log, told):
+def test_the_last_words_of_a_log_are_the_most_informative_of_its_last_start(log, told):
     assert last_words([log]) == told
 
 
@@ -335,7 +335,7 @@ def test_hours_and_ages_are_short():
     assert [age(seconds) for seconds in (-0.1, 119, 120, 7200, 172800)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
 
 
-def test_where_slurm_is_not_the_table_shows_what_the_runs_wrote_and_says_so(tmp_path, monkeypatch, capsys):
+def test_without_slurm_the_table_shows_what_the_runs_wrote_and_says_so(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "completed")
     monkeypatch.setenv("PATH", "")

@@ -1,4 +1,4 @@
-"""`hydra/launcher=local_bounded`, with a toy app: a sweep whose runs sleep, fail, or are stopped."""
+"""Test `hydra/launcher=local_bounded` with a toy program: a sweep whose runs sleep, fail, or are stopped."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(app):
-    """Six runs, two at a time, of which four fail."""
+    """Go through six runs, two at a time, of which four fail; return the folder, exit code and output."""
     process = app("sweep", "do=work,raise,exit", "seed=0,1")
     output, _ = process.communicate(timeout=60)
     return process.folder, process.returncode, output
@@ -98,7 +98,7 @@ def _wait_for(folder: Path, *names: str) -> None:
 
 
 def _ctrl_c(process: subprocess.Popen) -> None:
-    """A terminal sends SIGINT to all processes in its foreground group, the runs' included."""
+    """Send SIGINT to all processes in the group, the runs' included, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
 
 

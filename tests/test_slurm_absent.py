@@ -1,4 +1,4 @@
-"""`slurm=cpu` where there is no Slurm, or only half of one: one clear line, and nothing is queued."""
+"""Test that `slurm=cpu` is refused in one line, and nothing queued, on a machine without Slurm or with only half of it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The copy of the code that a sweep's jobs run: which of the user's own modules it holds."""
+"""Test the copy of the code that a sweep's jobs run: which of the user's own modules it holds."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from flash_grpo.cluster.snapshot import snapshot
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A user's directory, first on sys.path as that of a script is."""
+    """Make a user's directory, first on sys.path as that of a script is."""
     folder = tmp_path / "tree"
     files = {
         "mine.py": "import json\ndef method():\n    import mine_later\n    from mine_parts import thing\n",
@@ -20,7 +20,7 @@ def tree(tmp_path, monkeypatch):
         "mine_parts/thing.py": "",
         "mine_parts/notes.txt": "",
         "mine_unused.py": "",
-        "json/__init__.py": "",  # of the name of something that is imported from elsewhere
+        "json/__init__.py": "",  # has the name of a module that is imported from elsewhere
     }
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

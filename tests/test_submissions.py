@@ -1,4 +1,4 @@
-"""The files by which a run on Slurm is found and billed: jobs.jsonl, the Slurm part of run.json, and SLURM_* variables."""
+"""Test what identifies a run on Slurm: jobs.jsonl, the starts and the bill in run.json, and SLURM_* variables."""
 
 import json
 from dataclasses import asdict
