@@ -1,4 +1,4 @@
-"""A real Slurm for the tests that need one, tools/dev_cluster: one for all of them, left empty after each."""
+"""Start a real Slurm, tools/dev_cluster, for the tests that need one. They share it; each leaves it without jobs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from flash_grpo.records.files import read_records
 ROOT = Path(__file__).resolve().parents[1]
 DEV_CLUSTER = ROOT / "tools" / "dev_cluster"
 GRACE = 8  # seconds between a preemption and the kill
-WAIT_S = 60  # for a run of a few seconds that begins with its imports on a busy machine
+WAIT_S = 60  # seconds for a run that takes a few, plus its imports on a busy machine
 PORT = int(os.environ.get("DEV_CLUSTER_PORT", "27817"))  # the first of a few hundred
 INSTALLED = Path("/usr/sbin/slurmctld").exists()
 
@@ -35,10 +35,10 @@ MARKS = [  # the `pytestmark` of a file of such tests
 def cluster_of(
     nodes: int, port: int, requeue_wait: int = 5, grace: int = GRACE, signal: str = "TERM"
 ) -> Iterator[dict[str, str]]:
-    """A cluster whose preemption sends `signal`, and the kill after `grace` seconds; the environment in which every command
-    goes to it.
+    """Start a cluster whose preemption sends `signal`, and the kill after `grace` seconds; delete it after the block.
 
-    requeue_wait: seconds; also how long a job may take to start before its credential expires.
+    Yield the environment in which Slurm's commands use it. requeue_wait: seconds; also how long a job may take to start
+    before its credential expires.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
     settings = {"DIR": folder, "NODES": nodes, "GRACE": grace, "REQUEUE_WAIT": requeue_wait, "PORT": port}
@@ -59,7 +59,7 @@ def slurm_environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def cluster(slurm_environment) -> Iterator[dict[str, str]]:
-    """The environment of the cluster, whose jobs end with the test."""
+    """Yield the environment of the cluster, and end all its jobs after the test."""
     yield slurm_environment
     user = str(os.getuid())
     subprocess.run(["scancel", "--user", user], env=slurm_environment, check=True)
@@ -74,12 +74,12 @@ def eventually(holds: Callable[[], object], what: str, seconds: float = 40) -> N
 
 
 class Study:
-    """A sweep of the trainer under way, and what the jobs command says of it."""
+    """A submitted sweep of the trainer, and what the jobs command says about it."""
 
     def __init__(
         self, folder: Path, environment: dict[str, str], *overrides: str, tree: Path = ROOT, name: str = "seed${seed}"
     ) -> None:
-        """tree: the checkout that it is submitted from. name: of the runs."""
+        """Submit the sweep and wait until it is queued. tree: the checkout to submit from. name: of the runs."""
         self.folder, self.environment = folder, {**environment, "PYTHONPATH": str(tree)}
         places = ("slurm=cpu", f"runs_root={folder}", "study=study", f"run_name={name}")
         command = [sys.executable, tree / "train.py", "-m", *overrides, *places]
@@ -104,7 +104,7 @@ class Study:
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
     def jobs(self, *arguments: str) -> str:
-        """What the command says, from another directory than the sweep's."""
+        """Call the jobs command from another directory than the sweep's; return what it prints."""
         command = [sys.executable, "-m", "flash_grpo.jobs", self.folder / "study", *arguments]
         done = subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -126,14 +126,14 @@ class Study:
         eventually(lambda: self.iteration(run) >= iteration, f"{run} at iteration {iteration}", WAIT_S)
 
     def billed_by_slurm(self, run: str, *options: str) -> int:
-        """Elapsed seconds x the one device, over the run's jobs."""
+        """Ask sacct for the elapsed seconds of the run's jobs, each on one device."""
         jobs = ",".join(line["job_id"] for line in self.lines() if line["run"] == run)
         return sum(map(int, self.slurm("sacct", "-X", "-nP", "-j", jobs, "-o", "ElapsedRaw", *options).split()))
 
 
 @pytest.fixture
 def study(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
-    """`study("seed=0,1")`: a sweep of small runs in the test's directory, submitted."""
+    """`study("seed=0,1")` submits a sweep of small runs in the test's directory."""
     started: list[Study] = []
 
     def start(*overrides: str, **options: Any) -> Study:
@@ -147,9 +147,9 @@ def study(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
 
 
 def what_was_computed(run_dir: Path) -> list[dict]:
-    """The records, less the times."""
-    told = []
+    """Read the run's records and leave out times, which differ between two runs that compute the same."""
+    records = []
     for record in read_records(run_dir):
         del record["evaluation_seconds"], record["cost"]["device_seconds"], record["cost"]["server_seconds"]
-        told.append({key: value for key, value in record.items() if key != "seconds"})
-    return told
+        records.append({key: value for key, value in record.items() if key != "seconds"})
+    return records

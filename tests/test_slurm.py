@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm_resumable` against a real Slurm, tools/dev_cluster, with a toy app that counts steps."""
+"""Test `hydra/launcher=slurm_resumable` in a real Slurm, tools/dev_cluster, with a toy program that counts steps."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ hydra:
 
 
 class Sweep:
-    """A sweep of the toy app under way, and what Slurm says of it."""
+    """A sweep of the toy program, and what Slurm says about it."""
 
     def __init__(self, folder: Path, environment: dict[str, str], *arguments: str) -> None:
         self.folder, self.environment = folder, environment
@@ -110,7 +110,7 @@ class Sweep:
         return [json.loads(line)["job_id"] for line in path.read_text().splitlines()]
 
     def state(self, job: str) -> str:
-        """The accounting's state and exit code, of the last start."""
+        """Return the state and exit code of the job's last start, by the accounting."""
         return self.slurm("sacct", "-nXP", "-j", job, "-o", "State,ExitCode").strip().replace("|", " ")
 
     def read(self, run: str, name: str, rank: int = 0) -> list[str]:
@@ -134,8 +134,8 @@ def sweep(cluster, tmp_path):
         one.process.kill()
 
 
-def went_on_where_it_was(one: Sweep, run: str, rank: int = 0) -> bool:
-    """Each step once, in order, over two starts."""
+def continued_without_repeating_a_step(one: Sweep, run: str, rank: int = 0) -> bool:
+    """Return True if there were two starts and each step was done once, in order."""
     steps = [int(step) for step in one.read(run, "steps", rank)]
     return len(one.read(run, "starts", rank)) == 2 and steps == list(range(1, len(steps) + 1))
 
@@ -170,14 +170,14 @@ def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
     one.slurm("sbatch", "-p", "gpu", "--exclusive", "-N2", "-w", nodes, "-o", "/dev/null", "--wrap", "sleep 3")
     code, output = one.end(90)
     assert code == 0, output
-    assert all(went_on_where_it_was(one, "work0", rank) for rank in range(8))
+    assert all(continued_without_repeating_a_step(one, "work0", rank) for rank in range(8))
     assert len(one.read("work1", "starts")) == 1
     assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal, and never the job:
     assert not [pid for rank in range(8) for pid in one.read("work0", "pids", rank) if psutil.pid_exists(int(pid))]
 
 
 def preempt(one: Sweep, run: str) -> None:
-    """SIGTERM to the run's ranks, for a job of a higher tier on its nodes."""
+    """Submit a job of a higher tier to the run's nodes, so that Slurm sends SIGTERM to its ranks."""
     job = one.jobs()[0]
     eventually(lambda: one.read(run, "starts"), "started")
     nodes = one.slurm("squeue", "-h", "-j", job, "-o", "%N %D").split()
@@ -187,7 +187,7 @@ def preempt(one: Sweep, run: str) -> None:
 
 
 def warn(one: Sweep, run: str) -> None:
-    """USR2, as before a time limit."""
+    """Send USR2, as Slurm does before a time limit."""
     eventually(lambda: one.read(run, "starts"), "started")
     one.slurm("scancel", "--signal=USR2", one.jobs()[0])
 
@@ -206,7 +206,7 @@ def test_a_signal_in_c_code_waits_for_it_to_return(sweep, ask, shape, ranks):
     code, output = one.end(120)
     assert code == 0, output
     for rank in range(ranks):
-        assert went_on_where_it_was(one, "work0", rank)
+        assert continued_without_repeating_a_step(one, "work0", rank)
         assert one.read("work0", "c", rank) == ["begun", "returned", "begun", "returned"]
 
 
@@ -228,8 +228,8 @@ def test_a_time_limit_s_warning_requeues_the_run_though_the_controller_is_busy(s
     code, output = one.end(90)
     assert code == 0, output
     assert refused.exists()
-    assert went_on_where_it_was(one, "work0")
-    bill = json.loads((one.folder / "study/work0/run.json").read_text())["bill"]  # the launcher's last deed
+    assert continued_without_repeating_a_step(one, "work0")
+    bill = json.loads((one.folder / "study/work0/run.json").read_text())["bill"]  # which the launcher wrote last
     assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
 
 
@@ -239,7 +239,7 @@ def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep, ask, shape
     ask(one, "work0")
     code, output = one.end(120)
     assert code == 0, output
-    assert all(went_on_where_it_was(one, "work0", rank) for rank in range(ranks))
+    assert all(continued_without_repeating_a_step(one, "work0", rank) for rank in range(ranks))
     assert one.read("work0", "child") == ["None"]
 
 
@@ -351,7 +351,7 @@ def test_a_sweep_submitted_inside_an_allocation_asks_for_its_own(sweep, cluster,
 
 @pytest.fixture(scope="module")
 def large_cluster():
-    """A cluster of 32 nodes, 256 fake GPUs."""
+    """Start a cluster of 32 nodes with 256 fake GPUs."""
     with cluster_of(nodes=32, port=PORT + 400, requeue_wait=120) as environment:
         yield environment
 

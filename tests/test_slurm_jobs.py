@@ -1,4 +1,4 @@
-"""`python -m flash_grpo.jobs` against a real Slurm, tools/dev_cluster, and the trainer itself on the tiny world."""
+"""Test `python -m flash_grpo.jobs` on runs of the tiny world in a real Slurm, tools/dev_cluster."""
 
 import shutil
 from datetime import datetime
@@ -10,11 +10,11 @@ from slurm_cluster import MARKS, ROOT, Study, what_was_computed
 from flash_grpo.records.files import read_manifest, read_records
 
 pytestmark = MARKS
-LEAVING_S = 2.5  # of a start: its save, the interpreter's end, Slurm's whole seconds
+LEAVING_S = 2.5  # billed at the end of each start: its save, the interpreter's end, rounding to whole seconds
 
 
 def start_up_s(one: Study, run: str) -> float:
-    """From Slurm's start to the run's own note that it begins to work, over all starts; each is told to the second."""
+    """Return the seconds from Slurm's start to the run's own entry in run.json, summed over all starts."""
     begun = one.slurm("sacct", "-X", "--duplicates", "-nP", "-j", one.job(run), "-o", "Start").split()
     ready = [start.time for start in read_manifest(one.directory(run)).starts]
     moments = [
@@ -24,7 +24,7 @@ def start_up_s(one: Study, run: str) -> float:
 
 
 def stretch(run_dir: Path) -> float:
-    """Wall seconds in which the run worked for each device-second: above 1 where it had to share its core."""
+    """Return the run's wall seconds for each device-second: above 1 if it had to share its core."""
     iterations = [one for one in read_records(run_dir) if one["kind"] == "iteration"]
     return sum(sum(one["seconds"].values()) for one in iterations) / iterations[-1]["cost"]["device_seconds"]
 
@@ -53,7 +53,7 @@ def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requ
     assert read_manifest(run_dir).bill == bill
 
 
-def test_a_start_that_dies_before_it_can_speak_is_failed_and_goes_on_when_it_is_submitted_again(study, tmp_path):
+def test_a_start_that_dies_before_it_begins_is_failed_and_goes_on_when_it_is_submitted_again(study, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(ROOT / "flash_grpo/tiny_world/checkpoint", model)
     one = study("seed=0", "budget.iterations=60", f"model.path={model}", "detach=true")
@@ -70,7 +70,7 @@ def test_a_start_that_dies_before_it_can_speak_is_failed_and_goes_on_when_it_is_
     assert len(read_manifest(one.directory("seed0")).starts) == 3
 
 
-def test_a_killed_run_fails_is_submitted_again_and_ends_as_if_nothing_had_been(study, train):
+def test_a_killed_run_fails_is_submitted_again_and_computes_what_an_undisturbed_one_does(study, train):
     budget = ("budget.iterations=60", "evaluation.every=0.5")
     one = study("seed=0,1", *budget)
     one.until_iteration("seed0", 12)

@@ -1,4 +1,4 @@
-"""The trainer through a real Slurm, tools/dev_cluster: a sweep to which everything happens that happens on a cluster."""
+"""Test the trainer in a real Slurm, tools/dev_cluster, on sweeps that are preempted, killed, edited and misused."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def undisturbed(config, tmp_path):
-    """`undisturbed("seed=1")`: the directory of such a run that nothing happened to, made in this process."""
+    """`undisturbed("name", "seed=1")` goes through such a run in this process and returns its directory."""
 
     def trained(name: str, *overrides: str) -> Path:
         cfg = config(*overrides, f"runs_root={tmp_path}", "study=undisturbed", f"run_name={name}")
@@ -39,7 +39,7 @@ def undisturbed(config, tmp_path):
 
 
 def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
-    """A preemption, a time limit, a node that goes down, a rank that is killed; and a run that fails, which stays so."""
+    """Cause a preemption, a time limit, a node failure, a killed rank, and an error that must stay a failure."""
     shape = ("hydra.launcher={partition:preemptible,cpus_per_task:16,timeout_min:5,signal_delay_s:45}",)
     rates = ",".join(str(rate) for rate in RATES.values())
     one = study(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
@@ -86,7 +86,7 @@ def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
 
 @pytest.fixture
 def other_cluster(request):
-    """A cluster with another way of preempting, in place of the one that the tests share."""
+    """Start a cluster that preempts in another way than the one that the tests share."""
     with cluster_of(nodes=1, port=PORT + 800, **request.param) as environment:
         yield environment
 
@@ -122,8 +122,8 @@ def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
 
 
 def process_of(one: Study, run: str, rank: int) -> psutil.Process:
-    """The rank's, which on this cluster is on this machine."""
-    ids = {"SLURM_JOB_ID": one.job(run), "SLURM_PROCID": str(rank)}  # of a job that is no array
+    """Find the process of a rank: all nodes of the cluster are this machine."""
+    ids = {"SLURM_JOB_ID": one.job(run), "SLURM_PROCID": str(rank)}  # the job is not part of an array
     return next(
         process
         for process in psutil.process_iter(["cmdline", "environ"])
@@ -148,13 +148,13 @@ def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_one_th
 
 
 def in_its_imports(one: Study, run: str, restarts: int) -> bool:
-    """Whether Python has begun after so many restarts; it then needs seconds to import what the trainer needs."""
+    """Return True if Python has begun after that many restarts; its imports then take seconds."""
     log = Path(one.lines()[-1]["folder"]) / f"{one.job(run)}_0_log.out"
     return log.exists() and log.read_text().count("Starting with JobEnvironment") == restarts + 1
 
 
 def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
-    """Each start is asked to stop before it has done anything: one requeue after another, and then no more."""
+    """Ask each start to stop before it has done anything, so that it is requeued until the limit."""
     one = study("seed=4", "checkpoint.max_idle_starts=2", "budget.iterations=10000")
     job, directory = one.job("seed4"), one.directory("seed4")
     for restarts in (0, 1):
@@ -184,7 +184,7 @@ DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.g
 
 @pytest.mark.parametrize("what", DOES)
 def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(study, tmp_path, what):
-    """The other rank waits for it in a collective. The exception stands in the log of its rank and in run.json."""
+    """Let one rank fail while the other waits in a collective. An exception must reach the rank's log and run.json."""
     tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copy(ROOT / "train.py", tree)
