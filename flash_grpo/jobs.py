@@ -111,7 +111,7 @@ def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
     try:
         added = submission.resubmit(study / ".submitit", jobs)
     except submission.RefusedError as error:
-        raise InputError(f"Slurm takes no such job: {error}") from error
+        raise InputError(f"Slurm refuses this job: {error}") from error
     return [f"submitted {job.run} again as job {job.job_id}" for job in added]
 
 

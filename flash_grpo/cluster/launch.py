@@ -151,7 +151,7 @@ def _submit(launcher: SlurmSweepLauncher, folder: Path, points: list[SweepPoint]
     try:
         jobs = submit(folder, request, run_on_node, arguments)
     except RefusedError as error:
-        refuse(f"Slurm takes no such job: {error}")
+        refuse(f"Slurm refuses this job: {error}")
     for point, job in zip(points, jobs, strict=True):
         point.job, point.began = job, time.monotonic()
     append_submitted(
