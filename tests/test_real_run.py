@@ -18,7 +18,7 @@ from flash_grpo.records.files import read_manifest, read_records
 from flash_grpo.run import build, checkpoint, loop, stop, stored
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.ranks import Ranks
-from flash_grpo.training.trainer import DriftError
+from flash_grpo.training.update import DriftError
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,11 @@ def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
     prepared = loop.load(cfg, loop.claim(cfg, "drifting"))
     velocity, policy = prepared.trainer.policy.velocity, prepared.trainer.policy
     policy.velocity = lambda *inputs: velocity(*inputs) + (0.3 if torch.is_grad_enabled() else 0)
-    with pytest.raises(DriftError, match=r"ratio_drift=.* exceeds method.ratio_clip=0.001.*rollout.batch"):
+    with pytest.raises(
+        DriftError, match=r"differ from 1 by up to .*, more than method.ratio_clip=0.001.*rollout.batch"
+    ):
         prepared.to_the_end(stop.StopRequest())
-    assert [path.name for path in checkpoint.complete(prepared.directory)] == ["000000"]
+    assert [path.name for path in checkpoint.complete(prepared.path)] == ["000000"]
 
 
 def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):

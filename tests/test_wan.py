@@ -12,7 +12,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from hydra.utils import instantiate
 
 from flash_grpo.algorithm import keyed
-from flash_grpo.algorithm.denoise import denoise, no_noise
+from flash_grpo.algorithm.denoise import denoise
+from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.overrides import composed_outside
 from flash_grpo.policies.flops import forward_flops
@@ -52,7 +53,8 @@ def _perturbed(policy):
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidance):
     ours = policy(guidance=guidance)
-    noise = torch.stack([keyed.normal(ours.latent_shape, "noise", index) for index in range(2)])
+    keys = NoiseKeys(initial_B=(("wan", 0), ("wan", 1)))
+    noise = torch.stack([keyed.normal(ours.latent_shape, *key) for key in keys.initial_B])
     pipeline = WanPipeline.from_pretrained(wan_folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -72,7 +74,8 @@ def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidanc
     grid = FlowSchedule(
         sigma_S=sigma_S, timestep_T=pipeline.scheduler.timesteps, std_T=sigma_S[:-1], dt_T=sigma_S.diff()
     )
-    mine, _ = denoise(ours, ours.encode(TEXTS[:2]), noise, grid, torch.zeros(2, 6, dtype=torch.bool), no_noise)
+    mask_BT = torch.zeros(2, 6, dtype=torch.bool)
+    mine = denoise(ours, ours.encode(TEXTS[:2]), keys, grid, mask_BT).latent_BCFHW
     torch.testing.assert_close(mine, latent, atol=1e-4, rtol=0)
     assert (latent - noise).abs().mean() > 0.1
     decoded = ours.decode(mine).permute(0, 1, 4, 2, 3).float() / 255
@@ -169,7 +172,7 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
                     "reward=brightness", "optim=lora", "rollout.batch=1")  # fmt: skip
     encoder, came = small.policy.encode._encoder_on_device, []
     monkeypatch.setattr(small.policy.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
-    small.scored(small.layout.batch(1, list(TEXTS[:2]), rank=0))
+    small.rollouts.scored(small.layout.batch(1, list(TEXTS[:2]), rank=0))
     assert len(came) == 1
 
 

@@ -117,9 +117,9 @@ class ProgramStart:
     """One start of the training program, by hand or by Slurm: an entry of `RunManifest.starts`.
 
     time: local time with its offset, 2026-01-31T23:59:59+0000.
-    iteration: the iteration whose checkpoint this start continues from. pieces: micro-batches and other resumable parts of
-      the run that were done before this start, see `journal`. reached: the last iteration that any earlier start recorded,
-      saved or not.
+    iteration: the iteration whose checkpoint this start continues from. reached: the last iteration that any earlier start
+      recorded, saved or not.
+    pieces: denoising steps, micro-batches and other resumable results that were noted before this start, see `Journal`.
     git: as in `RunManifest`. host, pid: of rank 0. slurm: the SLURM_* variables that identify the job, empty outside Slurm.
     """
 
