@@ -7,7 +7,8 @@ from hydra.utils import instantiate
 from flash_grpo.rewards.brightness import brightness
 from flash_grpo.run.contact_sheet import contact_sheet
 from flash_grpo.run.stored import policy_of
-from flash_grpo.training.evaluation import CONTACT_SHEET_ROWS, diversity, shown
+from flash_grpo.training.evaluated import diversity
+from flash_grpo.training.evaluation import CONTACT_SHEET_ROWS, shown
 from flash_grpo.training.ranks import Ranks
 
 

@@ -1,4 +1,4 @@
-"""The policy loss."""
+"""Compute the policy loss."""
 
 import torch
 

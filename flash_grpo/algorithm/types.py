@@ -91,12 +91,12 @@ class Transitions:
 
     @property
     def step_S(self) -> torch.Tensor:
-        """The step of each state [S]."""
+        """Return the step of each state [S]."""
         return self._of_states(self.step_N)
 
     @property
     def rollout_S(self) -> torch.Tensor:
-        """A rollout that came through each state [S]; all that did have one prompt."""
+        """Return a rollout that came through each state [S]; all that did have one prompt."""
         return self._of_states(self.rollout_N)
 
     def chosen(self, row_N: torch.Tensor) -> "Transitions":
@@ -147,7 +147,7 @@ class Scores:
 
 
 def joined_scores(parts: "list[Scores]") -> "Scores":
-    """The scores of all parts' videos, in order."""
+    """Return the scores of all parts' videos, in order."""
     return Scores(
         total_B=torch.cat([part.total_B for part in parts]),
         parts={name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},

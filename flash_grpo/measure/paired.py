@@ -15,7 +15,8 @@ from flash_grpo.records.vbench import merged_vbench, read_vbench
 from flash_grpo.run.build import build
 from flash_grpo.run.loop import report
 from flash_grpo.training.ema import EMA
-from flash_grpo.training.evaluation import Evaluated, Evaluation, standard_error
+from flash_grpo.training.evaluated import Evaluated, standard_error
+from flash_grpo.training.evaluation import Evaluation
 from flash_grpo.training.journal import Journal, Leave
 from flash_grpo.training.ranks import Ranks
 

@@ -83,7 +83,7 @@ class RecordWriter:
         os.truncate(self.path, length)
 
     def append(self, record: Any) -> None:
-        """All of it or, on a full disk, nothing: the next one begins on a line of its own."""
+        """Append all of the record or, on a full disk, nothing, so that the next record begins on a line of its own."""
         length = self.path.stat().st_size
         try:
             with open(self.path, "a") as file:
@@ -101,7 +101,7 @@ class RecordWriter:
 
 
 def read_records(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The run's records as dictionaries, oldest first; a last line cut short by a crash is skipped."""
+    """Yield the run's records as dictionaries, oldest first; a last line cut short by a crash is skipped."""
     path = Path(run_dir) / RECORDS
     if not path.exists():
         return

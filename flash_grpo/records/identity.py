@@ -1,4 +1,4 @@
-"""Which settings make a run another run. Standard library only."""
+"""Tell which settings define a run: change one and it is a different run. Standard library only."""
 
 ELSEWHERE = ("study", "runs_root", "run_name", "detach")  # where it lies
 REACH = ("budget", "checkpoint", "measure", "server", "bench")  # how far it goes, how often it is saved
@@ -8,7 +8,7 @@ SERVERS = ("batch", "urls", "timeout", "give_up_after")  # of a reward, or of on
 
 
 def is_identity(key: str) -> bool:
-    """Whether a run may not continue with another value at this dotted key.
+    """Return True if changing this setting makes it a different run, so that an existing run directory is refused.
 
     >>> [key for key in ("seed", "budget.pflop", "reward.rewards.hpsv3.urls") if is_identity(key)]
     ['seed']

@@ -1,4 +1,4 @@
-"""What a run writes to disk, and how to read it back. Standard library only: analysis runs on copied files, without torch.
+"""Define what a run writes to disk. Standard library only: analysis runs on copied files, without torch.
 
 A run directory holds `run.json` (one `RunManifest`), `records.jsonl` (one `IterationRecord` or `EvalRecord` a line, told
 apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented with its formula and unit.

@@ -51,7 +51,7 @@ def check_counts(cfg: DictConfig) -> None:
 
 
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
-    """What a run consists of but for its models, each part fitting the others."""
+    """Return a run's parts that are not models: schedule, method, prompts, layout. ConfigError if they do not fit."""
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
     checked(method.plan.check, len(schedule))
@@ -62,7 +62,7 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
-    """Checks everything that can be checked, cheap things first, and only then loads the model."""
+    """Return the trainer. Whatever can be checked is checked first, cheap things before dear ones; then the model is loaded."""
     torch.set_num_threads(cfg.threads)
     if ranks.is_main and (told := tiny_sizes(cfg)):
         log.warning(told)
@@ -108,7 +108,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
 
 
 def tiny_sizes(cfg: DictConfig) -> str:
-    """What of the tiny world's sizes a large model is left with; empty where there is none."""
+    """Return a warning if a large model would run with batch sizes meant for the tiny world; '' otherwise."""
     found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
     found += [f"{key}={size}" for key in AT_ONCE if (size := OmegaConf.select(cfg, key)) > 16]
     if not found or "architecture" not in cfg.model:
@@ -127,7 +127,7 @@ def device(cfg: DictConfig) -> str:
 
 
 def build(node: DictConfig, key: str, **more: Any) -> Any:
-    """Hydra's instantiate, with the part's own complaint as a `ConfigError`."""
+    """Instantiate a part of the configuration; the part's own complaint becomes a ConfigError."""
     try:
         return instantiate(node, **more)
     except MissingMandatoryValue as error:

@@ -15,7 +15,7 @@ import torch
 from flash_grpo.algorithm.denoise import Denoising
 from flash_grpo.algorithm.solvers import History
 from flash_grpo.algorithm.types import LossTerms, PromptBatch, Rollouts, Scores, Trained, Transitions
-from flash_grpo.training.evaluation import EvaluatedPart
+from flash_grpo.training.evaluated import EvaluatedPart
 from flash_grpo.training.ranks import Ranks
 
 FOLDER, STATE, ASIDE = "checkpoints", "state.pt", ".saving"
@@ -82,28 +82,28 @@ def _finish(run_dir: Path, name: str, keep: int) -> Path:
 
 
 def complete(run_dir: Path) -> list[Path]:
-    """The complete checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*") if (path / STATE).is_file())
 
 
 def after_iterations(run_dir: Path) -> list[Path]:
-    """Those that were saved between two iterations, oldest first."""
+    """Return the checkpoints that were saved between two iterations, oldest first."""
     return [path for path in complete(run_dir) if path.name.isdigit()]
 
 
 def newest_name(run_dir: Path) -> str | None:
-    """Of the newest complete checkpoint, if there is one."""
+    """Return the name of the newest complete checkpoint; None if there is none."""
     return next((path.name for path in reversed(complete(run_dir))), None)
 
 
 def newest(run_dir: Path) -> dict[str, Any] | None:
-    """The newest complete checkpoint's state, on the CPU, or None."""
+    """Return the newest complete checkpoint's state, on the CPU; None if there is none."""
     name = newest_name(run_dir)
     return load(run_dir, name) if name else None
 
 
 def of_this_rank(run_dir: Path, name: str, ranks: Ranks) -> dict[str, Any]:
-    """What this rank had done when that checkpoint was saved, which was inside an iteration; on its device."""
+    """Return this rank's partial results from a checkpoint that was saved in the middle of an iteration, on its device."""
     return _read(run_dir / FOLDER / name / _of_rank(ranks.rank), ranks.device)
 
 
@@ -117,7 +117,7 @@ def _of_rank(rank: int) -> str:
 
 
 def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What was on an accelerator comes to `device`."""
+    """Read a file of a checkpoint; what was on an accelerator when it was saved comes to `device`."""
 
     def place(storage: Any, location: str) -> Any:
         return storage if location == "cpu" or str(device) == "cpu" else storage.to(device=device)

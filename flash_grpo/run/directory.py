@@ -1,4 +1,4 @@
-"""A run's directory, held by one group of processes: its lock, its `run.json`, and what is said there when the run ends."""
+"""Hold a run's directory for one group of processes: its lock, its `run.json`, and how the run ended."""
 
 import fcntl
 import logging
@@ -22,10 +22,11 @@ FAILURE = ".failure"  # its creation decides which of several failing ranks is t
 
 
 class RunDirectory:
-    """Rank 0 writes here. The exception: the first rank to fail says why, for it may take rank 0 along."""
+    """The directory of one run. Rank 0 writes here, with one exception: the first rank that fails writes why, because its
+    failure may kill rank 0 before rank 0 can."""
 
     def __init__(self, path: Path, described: RunManifest, ranks: Ranks, max_idle_starts: int):
-        """Waits for the lock, on all ranks, and only then reads what an earlier start has left.
+        """Wait for the lock, on all ranks, and only then read what an earlier start has left.
 
         ValueError where another process holds it; Leave where Slurm asks to stop meanwhile.
         """
@@ -43,7 +44,7 @@ class RunDirectory:
             described.starts, described.bill = known.starts, known.bill
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:
-        """Notes a start that goes on after `iteration`, see `RunManifest.starts`."""
+        """Note a start that goes on after `iteration`, see `RunManifest.starts`."""
         reached = max([self._reached(), *(start.reached for start in self.manifest.starts)])
         progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
         self.refuse_endless_restarts(progress)
@@ -61,7 +62,7 @@ class RunDirectory:
 
     @property
     def written(self) -> int:
-        """The length of the records in bytes, all of them on disk."""
+        """Return the length of the records in bytes, all of them on disk."""
         assert self.records is not None
         return self.records.length
 
@@ -75,7 +76,7 @@ class RunDirectory:
             self._write(status, reason)
 
     def fail(self, error: BaseException) -> None:
-        """What the first rank says that fails stands in run.json: the others have most likely failed of that.
+        """Write the reason for the failure to run.json. Only the first rank that fails writes it: others fail because of it.
 
         The checkpoints stay. Rank 0 also writes a record, where it still can.
         """
@@ -100,7 +101,7 @@ class RunDirectory:
         self._write("failed", reason, "".join(traceback.format_exception(error)))
 
     def leave_as_found(self) -> None:
-        """Where nothing has begun: directories that were not there are gone again."""
+        """Remove the directories that this start has made, if nothing has begun."""
         if self.ranks.is_main and self._new:
             (self.path / LOCK).unlink()
             with suppress(OSError):
@@ -112,12 +113,12 @@ class RunDirectory:
         write_manifest(self.path, self.manifest)
 
     def _reached(self) -> int:
-        """The last iteration that the start before this one has recorded, saved or not."""
+        """Return the last iteration that the start before this one has recorded, saved or not."""
         return next((one["iteration"] for one in read_newest_first(self.path) if one["kind"] != "failure"), 0)
 
 
 def lock(directory: Path) -> TextIO:
-    """Held by this process while the file is open: two of them would write each other's checkpoints.
+    """Lock the directory for this process while the file is open: two processes would write each other's checkpoints.
 
     Under Slurm an earlier start of the same job may still be ending, or live on where a node lost its connection: it is
     waited for.

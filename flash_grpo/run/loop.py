@@ -21,7 +21,8 @@ from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Budget, Place, advance, progress_bar
 from flash_grpo.run.saving import Saver
 from flash_grpo.run.stop import Interrupted, StopRequest
-from flash_grpo.training.evaluation import Evaluated, Evaluation
+from flash_grpo.training.evaluated import Evaluated
+from flash_grpo.training.evaluation import Evaluation
 from flash_grpo.training.journal import Leave
 from flash_grpo.training.meter import EVALUATION
 from flash_grpo.training.ranks import Ranks
@@ -137,7 +138,7 @@ class Run:
 
 
 def run(cfg: DictConfig, run_name: str) -> Path:
-    """Runs the configuration to its budget and returns the run's directory."""
+    """Run the configuration to its budget and return the run's directory."""
     place = claim(cfg, run_name)
     try:
         load(cfg, place).to_the_end(StopRequest())
@@ -161,7 +162,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 
 def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
-    """The run's directory, once all is checked that needs no model. ConfigError where it is refused: nothing is written."""
+    """Return the run's directory, once all is checked that needs no model. ConfigError if it is refused: nothing is written."""
     check_counts(cfg)
     build(cfg.budget, "budget")
     build(cfg.evaluation.sampler, "evaluation.sampler")

@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts, and whether a directory holds the same run."""
+"""Describe a run before it starts, and refuse a directory that holds another one."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "s
 def describe(
     config: dict[str, Any], run_name: str, schedule: FlowSchedule, prompts: Prompts, ranks: Ranks
 ) -> RunManifest:
-    """The manifest of a run of the resolved `config`, not yet started."""
+    """Return the manifest of a run of the resolved `config`, not yet started."""
     return RunManifest(
         run_name=run_name,
         study=config["study"],
@@ -47,7 +47,7 @@ def describe(
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
+    """Return what may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
     saved, how much is computed at once, where its reward servers are and where its prompts lie.
     """
     return {key: value for key, value in flat(config).items() if is_identity(key)}
@@ -90,7 +90,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit that the code came from and whether the tree differed from it; a snapshot of the code carries both."""
+    """Return the commit that the code came from and whether the tree differed from it; a snapshot of the code carries both."""
     noted = Path(__file__).parents[2] / "git.json"
     if noted.is_file():
         return json.loads(noted.read_text())

@@ -1,4 +1,4 @@
-"""How far a run has come: its budget, and the progress bar."""
+"""Tell how far a run has come: its budget, its place, and the progress bar."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from flash_grpo.records.schema import Cost, IterationRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The run stops at the first that is reached; None is no bound. See `records.Cost` for what is counted."""
+    """Bound a run: it stops at the first bound that it reaches; None is no bound. `records.schema.Cost` says what counts."""
 
     iterations: int | None
     device_hours: float | None
@@ -24,7 +24,7 @@ class Budget:
                 raise ValueError(f"budget.{name}={value}: must be a positive number")
 
     def spent(self, iteration: int, cost: Cost) -> float:
-        """The share of the budget that is used up; the run ends at 1."""
+        """Return the share of the budget that is used up; the run ends at 1."""
         used = (iteration, cost.device_seconds / 3600, cost.pflop)
         bounds = (self.iterations, self.device_hours, self.pflop)
         return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)

@@ -37,7 +37,7 @@ def _oddities(prompts: Prompts) -> list[str]:
 
 
 def _read(key: str, path: str) -> list[dict[str, Any]]:
-    """A line's object each, {prompt: text} of a line of text."""
+    """Return an object for each line of the file; a line of plain text becomes {prompt: text}."""
     if not Path(path).is_file():
         raise ValueError(f"prompts.{key}={path}: there is no such file")
     try:

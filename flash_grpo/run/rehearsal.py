@@ -1,4 +1,4 @@
-"""What a run would stumble over on its node, found before it waits in a queue for days: no GPU, no weights, no directory.
+"""Find what a run would stumble over on its node before it waits in a queue for days. Needs no GPU and no weights.
 
 A model that has an architecture is made on torch's meta device; the files of models and rewards must be there, but only
 their presence is looked at. Parts that many points of a sweep share are tried once.
@@ -65,7 +65,7 @@ def _rehearse_model(model: str, optim: str) -> None:
 
 
 def _look_over(node: Any, key: str) -> None:
-    """Whether what the node names exists and takes its keys, and whether its files are there; nothing is made."""
+    """Check that what the node names exists and takes its keys, and that its files are there; nothing is made."""
     if not isinstance(node, DictConfig):
         return
     for name in node:

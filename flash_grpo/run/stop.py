@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""Hear that a run is asked to stop."""
 
 import logging
 import signal

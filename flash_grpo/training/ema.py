@@ -7,7 +7,7 @@ import torch
 
 
 class EMA:
-    """decay min((1 + n)/(10 + n), decay) at optimizer step n, applied every `every` optimizer steps (release: 0.9, 8)."""
+    """Average with decay min((1 + n)/(10 + n), decay) at optimizer step n, every `every` optimizer steps (release: 0.9, 8)."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int):
         self.parameters, self.decay, self.every = parameters, decay, every
@@ -23,7 +23,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model carries the averaged parameters inside, the trained ones again afterwards."""
+        """Put the averaged parameters into the model inside the block, and the trained ones back afterwards."""
         trained = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.load(self.shadow)
         try:

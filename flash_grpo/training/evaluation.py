@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,7 +12,8 @@ from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.protocols import Policy, Reward, ask
 from flash_grpo.algorithm.solvers import euler
-from flash_grpo.algorithm.types import FlowSchedule, Scores
+from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.training.evaluated import Evaluated, EvaluatedPart, diversity
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.ranks import Ranks
 
@@ -24,65 +25,6 @@ Timed = Callable[[], AbstractContextManager[Callable[[], None]]]
 def untimed() -> AbstractContextManager[Callable[[], None]]:
     """Stand in for `Meter.phase` where nothing is to be charged."""
     return nullcontext(lambda: None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluatedPart:
-    """Some prompts, whole, as one rank has evaluated them: p prompts of K videos each."""
-
-    prompt_p: tuple[int, ...]
-    scores: Scores
-    diversity_p: torch.Tensor
-    base_distance_p: torch.Tensor
-    shown: dict[str, torch.Tensor]
-    """Videos to be shown, [F, H, W, 3] on the CPU, by text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """What P prompts, K videos each, were worth, over all ranks; the main rank's videos for a contact sheet, by text."""
-
-    texts: tuple[str, ...]
-    reward_PK: torch.Tensor
-    part_PK: dict[str, torch.Tensor]
-    diversity_P: torch.Tensor
-    """Mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; NaN of a single video."""
-
-    base_distance_P: torch.Tensor
-    """Mean squared difference of the velocity from the base model's, on the evaluation's own states."""
-
-    videos: dict[str, torch.Tensor] = field(default_factory=dict)
-    device_seconds: float = 0.0
-    """What this rank's rewards cost elsewhere, see `Scores`."""
-
-    @property
-    def prompt_rewards(self) -> dict[str, float]:
-        return dict(zip(self.texts, self.reward_PK.mean(1).tolist(), strict=True))
-
-    @property
-    def parts(self) -> dict[str, float]:
-        return {name: float(value_PK.mean()) for name, value_PK in self.part_PK.items()}
-
-    @property
-    def mean(self) -> float:
-        return float(self.reward_PK.mean())
-
-    @property
-    def diversity(self) -> float | None:
-        """The mean over prompts; None where there is one video of each."""
-        return None if self.reward_PK.shape[1] < 2 else float(self.diversity_P.mean())
-
-    @property
-    def base_distance(self) -> float:
-        return float(self.base_distance_P.mean())
-
-    @property
-    def sem(self) -> float | None:
-        """The standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
-        return standard_error(self.reward_PK.mean(1))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,22 +185,6 @@ class _States:
     def keep(self, now: Denoising) -> None:
         rows = (self.step_B == now.step).nonzero().flatten()
         self.x_BCFHW[rows] = now.x_SCFHW[now.state_B[rows]].to("cpu")
-
-
-def diversity(video_pKFHWC: torch.Tensor) -> torch.Tensor:
-    """Return the mean over pairs of a prompt's K videos of their RMS distance, colours in [0, 1]: [p], NaN where K is 1."""
-    K = video_pKFHWC.shape[1]
-    if K == 1:
-        return torch.full((len(video_pKFHWC),), torch.nan)
-    pairs = [(a, b) for a in range(K) for b in range(a)]
-    video = video_pKFHWC.flatten(2)
-    distances = [((video[:, a].float() - video[:, b].float()) / 255).square().mean(1).sqrt() for a, b in pairs]
-    return torch.stack(distances).mean(0)
-
-
-def standard_error(value_P: torch.Tensor) -> float | None:
-    """Return the standard error of the mean of independent values; None of a single one."""
-    return float(value_P.std() / len(value_P) ** 0.5) if len(value_P) > 1 else None
 
 
 def shown(texts: list[str]) -> list[str]:

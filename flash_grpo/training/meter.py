@@ -1,4 +1,4 @@
-"""What a run spends: device-seconds by phase, forward and backward evaluations, FLOPs."""
+"""Meter what a run spends: device-seconds by phase, forward and backward evaluations, FLOPs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,12 +51,12 @@ class Meter:
         charge()
 
     def count(self, forwards: int = 0, backwards: int = 0) -> None:
-        """Transformer evaluations of this rank, per sample."""
+        """Count transformer evaluations of this rank, per sample."""
         self._forwards += forwards
         self._backwards += backwards
 
     def charge(self, device_seconds: float, name: str = "work") -> None:
-        """What other devices spent for this rank: a reward server's."""
+        """Charge what other devices spent for this rank: a reward server's."""
         self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
         self._device[SERVERS] += device_seconds
 
@@ -81,7 +81,7 @@ class Meter:
         self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
 
     def settle(self) -> dict[str, float]:
-        """Adds what all ranks spent since the last call to the cost; returns this rank's wall seconds by phase."""
+        """Add what all ranks spent since the last call to the cost; return this rank's wall seconds by phase."""
         mine = [*(self._device[name] for name in ("work", EVALUATION, SERVERS)), self._forwards, self._backwards]
         work, evaluation, servers, *counts = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
         forwards, backwards = map(int, counts)

@@ -33,15 +33,15 @@ class Ranks:
         return self._reduce(tensor, dist.ReduceOp.MAX)
 
     def any(self, flag: bool) -> bool:
-        """The same answer on every rank."""
+        """Return True, on every rank, if the flag is set on any."""
         return bool(self.max(torch.tensor(int(flag))).item())
 
     def from_main(self, value: Any) -> Any:
-        """The main rank's value, on every rank."""
+        """Return the main rank's value, on every rank."""
         return self.from_rank(0, value)
 
     def from_rank(self, rank: int, value: Any) -> Any:
-        """That rank's value, on every rank."""
+        """Return that rank's value, on every rank."""
         told = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(told, src=rank, device=self.device)
