@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.archive import SUFFIX, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
-from flash_grpo.records.identity import AT_ONCE, is_of_servers
+from flash_grpo.records.identity import is_in_arm
 from flash_grpo.records.schema import Cost
 
 RUN_COLUMNS = (
@@ -32,9 +32,6 @@ RUN_COLUMNS = (
     "git",
     "path",
 )
-# Settings that may differ between the seeds of one arm without making them different experiments.
-BOOKKEEPING = ("seed", "study", "run_name", "runs_root", "device", "threads", "budget", "checkpoint", "slurm")
-BOOKKEEPING += (*AT_ONCE, "optim.lora.seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,7 @@ def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
 def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
     flat = {}
     for key, value in config.items() if isinstance(config, dict) else ():
-        if f"{prefix}{key}" not in BOOKKEEPING and not is_of_servers(f"{prefix}{key}"):
+        if is_in_arm(f"{prefix}{key}"):
             flat |= (
                 _flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
             )

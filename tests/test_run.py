@@ -1,6 +1,7 @@
 """A run from its first iteration to its last: interrupted, refused, failed, continued; and what it leaves on disk."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -269,7 +270,9 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
 
 def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
     elsewhere = ("reward.urls", "reward.rewards.hpsv3.timeout")
-    for key in (*identity.ELSEWHERE, *identity.REACH, *identity.AT_ONCE, *elsewhere):
+    settings = [setting for setting in identity.SETTINGS if not setting.identity and not setting.in_name]
+    assert len(settings) >= 12 and all(setting.reason for setting in identity.SETTINGS)
+    for key in (*(setting.key for setting in settings), *elsewhere):
         assert not identity.is_identity(key)
         assert compose.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
 
@@ -751,3 +754,26 @@ def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
     assert "no such reward" in told.traceback
     assert [record["reason"] for record in read_records(main.path)] == [told.reason]
     assert len(told.starts) == 1
+
+
+def test_a_directory_of_an_earlier_version_is_refused_in_one_line_and_left_as_it_is(config, tmp_path, uninterrupted):
+    directory = tmp_path / "default/small"
+    shutil.copytree(uninterrupted, directory)
+    described = json.loads((directory / "run.json").read_text())
+    del described["format"]
+    (directory / "run.json").write_text(json.dumps(described))
+    with pytest.raises(build.ConfigError, match=r"was made by another version of this suite \(format 1; ") as refusal:
+        _start(config, tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert json.loads((directory / "run.json").read_text()) == described
+    with pytest.raises(ValueError, match="another version"):
+        stored.known_run(directory)
+
+
+def test_a_class_that_has_moved_to_another_room_does_not_make_another_run(config, tmp_path, uninterrupted):
+    directory = tmp_path / "default/small"
+    shutil.copytree(uninterrupted, directory)
+    text = (directory / "run.json").read_text()
+    assert "flash_grpo.algorithm.plans.OneStep" in text
+    (directory / "run.json").write_text(text.replace("flash_grpo.algorithm.plans", "flash_grpo.plans"))
+    assert _start(config, tmp_path) == directory

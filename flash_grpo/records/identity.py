@@ -1,10 +1,72 @@
-"""Tell which settings define a run: change one and it is a different run. Standard library only."""
+"""Tell which settings define a run: change one and it is a different run. Standard library only.
 
-ELSEWHERE = ("study", "runs_root", "run_name", "detach")  # where it lies
-REACH = ("budget", "checkpoint", "measure", "server", "bench")  # how far it goes, how often it is saved
-AT_ONCE = ("rollout.batch", "training.batch", "evaluation.sampler.batch")  # how much is computed at once
-PROMPT_FILES = ("prompts.train", "prompts.test")  # where its texts lie; the texts have a hash of their own
+One table, with a reason for each key that is not like all others. A key that the table does not name defines the run, stands
+in its name where it was asked for, and makes another arm where runs differ in it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a key, with all keys below it, means for a run."""
+
+    key: str
+    reason: str
+    identity: bool = False
+    """Whether the run is another one with another value."""
+
+    in_name: bool = False
+    """Whether the run's directory is named by it where it was asked for."""
+
+    in_arm: bool = False
+    """Whether runs that differ in it are different arms, which are not averaged."""
+
+
+SETTINGS = (
+    Setting(key="study", reason="where the run lies"),
+    Setting(key="runs_root", reason="where the run lies"),
+    Setting(key="run_name", reason="where the run lies"),
+    Setting(key="detach", reason="how the sweep is launched", in_arm=True),
+    Setting(key="budget", reason="how far the run goes; a larger one continues it"),
+    Setting(key="checkpoint", reason="how often it is saved"),
+    Setting(key="measure", reason="read by flash_grpo.mechanism alone", in_arm=True),
+    Setting(key="server", reason="read by flash_grpo.serve alone", in_arm=True),
+    Setting(key="bench", reason="read by flash_grpo.bench alone", in_arm=True),
+    Setting(key="rollout.batch", reason="how much is computed at once"),
+    Setting(key="training.batch", reason="how much is computed at once"),
+    Setting(key="evaluation.sampler.batch", reason="how much is computed at once"),
+    Setting(
+        key="prompts.train", reason="where the texts lie; the texts have a hash of their own", in_name=True, in_arm=True
+    ),
+    Setting(
+        key="prompts.test", reason="where the texts lie; the texts have a hash of their own", in_name=True, in_arm=True
+    ),
+    Setting(key="seed", reason="told at the end of the name; what an arm is averaged over", identity=True),
+    Setting(key="optim.lora.seed", reason="follows the seed", identity=True, in_name=True),
+    Setting(
+        key="device", reason="the result is the same to float noise; a run does not change it midway", identity=True
+    ),
+    Setting(
+        key="threads", reason="the result is the same to float noise; a run does not change it midway", identity=True
+    ),
+    Setting(key="slurm", reason="a resource shape, known to the launcher alone", identity=True),
+)
+CHOICES_IN_NAME = (
+    "sweeps",
+    "method",
+    "ablations",
+)  # groups whose choice the method's name tells; keys below it are told
+AT_ONCE = tuple(setting.key for setting in SETTINGS if setting.reason == "how much is computed at once")
+PROMPT_FILES = ("prompts.train", "prompts.test")
 SERVERS = ("batch", "urls", "timeout", "give_up_after")  # of a reward, or of one in a composite: where it is computed
+
+
+def setting_of(key: str) -> Setting | None:
+    """Return the table's line for a dotted key or for a section that it lies in; None if it is like all others."""
+    if is_of_servers(key):
+        return Setting(key=key, reason="where the reward is computed")
+    return next((setting for setting in SETTINGS if f"{key}.".startswith(f"{setting.key}.")), None)
 
 
 def is_identity(key: str) -> bool:
@@ -13,9 +75,35 @@ def is_identity(key: str) -> bool:
     >>> [key for key in ("seed", "budget.pflop", "reward.rewards.hpsv3.urls") if is_identity(key)]
     ['seed']
     """
-    left_out = any(f"{key}.".startswith(f"{one}.") for one in (*ELSEWHERE, *REACH, *AT_ONCE, *PROMPT_FILES))
-    return not left_out and not is_of_servers(key)
+    setting = setting_of(key)
+    return setting is None or setting.identity
+
+
+def is_in_name(key: str) -> bool:
+    """Return True if a run is named by this setting where the command line asks for it."""
+    if key.split(".")[0] == "hydra" or key in CHOICES_IN_NAME:
+        return False
+    setting = setting_of(key)
+    return setting is None or setting.in_name
+
+
+def is_in_arm(key: str) -> bool:
+    """Return True if runs that differ in this setting are different arms of a study."""
+    setting = setting_of(key)
+    return setting is None or setting.in_arm
 
 
 def is_of_servers(key: str) -> bool:
+    """Return True if this setting says where a reward is computed."""
     return key.startswith("reward.") and key.rpartition(".")[2] in SERVERS
+
+
+def comparable(key: str, value: object) -> object:
+    """Return the value as it counts for a run's identity: a `_target_` of this package by its last component, for rooms move.
+
+    >>> comparable("method._target_", "flash_grpo.algorithm.method.Method")
+    'flash_grpo:Method'
+    """
+    if key.endswith("_target_") and isinstance(value, str) and value.startswith("flash_grpo."):
+        return f"flash_grpo:{value.rpartition('.')[2]}"
+    return value

@@ -9,6 +9,8 @@ from typing import Any
 
 from flash_grpo.records.slurm_job import SlurmJob
 
+FORMAT = 2  # of a run directory: 2 since checkpoints hold the parts' own states; records are read in every format
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -175,6 +177,7 @@ class Bill:
 class RunManifest:
     """Everything that tells one run from another.
 
+    format: of the run's directory, see FORMAT; 1 in those of before there was a number.
     run_name, study: the directory's two last parts. method: name of the method; seed, model: as configured.
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
     schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them. prompts_hash: of all texts.
@@ -198,6 +201,7 @@ class RunManifest:
     packages: dict[str, str]
     hardware: dict[str, Any]
     world_size: int
+    format: int = 1
     prompts_hash: str = ""
     status: str = "running"
     reason: str = ""

@@ -6,13 +6,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from flash_grpo.records.identity import PROMPT_FILES, is_identity
+from flash_grpo.records.identity import is_in_name
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
 LONGEST_NAME = 200  # characters of a directory's name; file systems allow 255 bytes
-# left out of a run's name: they do not change the run (slurm, threads, …) or the name says them already (method, seed, …)
-NOT_IN_NAME = ("sweeps", "slurm", "seed", "method", "ablations", "threads", "device")
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
@@ -24,17 +22,11 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     'full-schedule.noise=flow-seed3'
     """
     keys = {item: item.split("=")[0] for item in (override.lstrip("+~") for override in overrides)}
-    distinguishing = sorted(item for item, key in keys.items() if _is_in_name(key))
+    distinguishing = sorted(item for item, key in keys.items() if is_in_name(key))
     name = "-".join([method, *distinguishing, f"seed{seed}"]).replace("/", ":").replace(" ", "")
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
-
-
-def _is_in_name(key: str) -> bool:
-    if key.split(".")[0] == "hydra" or key in NOT_IN_NAME:
-        return False
-    return is_identity(key) or key in PROMPT_FILES
 
 
 def _resolve_name(*, _root_: DictConfig) -> str:

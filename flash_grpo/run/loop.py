@@ -171,6 +171,7 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     report(prompts, ranks)
     path, config = directory_of(cfg, run_name), resolved(cfg)
     if known := read_manifest(path):
+        checked(manifest.refuse_another_format, path, known)
         checked(manifest.refuse_another_config, path, known.config, config)
         checked(manifest.refuse_other_prompts, path, known.prompts_hash, prompts)
     try:

@@ -16,8 +16,8 @@ import torch
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.records.identity import is_identity
-from flash_grpo.records.schema import ProgramStart, RunManifest
+from flash_grpo.records.identity import comparable, is_identity
+from flash_grpo.records.schema import FORMAT, ProgramStart, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.training.ranks import Ranks
 
@@ -29,6 +29,7 @@ def describe(
 ) -> RunManifest:
     """Return the manifest of a run of the resolved `config`, not yet started."""
     return RunManifest(
+        format=FORMAT,
         run_name=run_name,
         study=config["study"],
         method=config["method"]["name"],
@@ -50,14 +51,24 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     """Return what may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
     saved, how much is computed at once, where its reward servers are and where its prompts lie.
     """
-    return {key: value for key, value in flat(config).items() if is_identity(key)}
+    return {key: comparable(key, value) for key, value in flat(config).items() if is_identity(key)}
+
+
+def refuse_another_format(directory: Path, known: RunManifest) -> None:
+    """Raise ValueError where an earlier version of the suite has made the directory. Its records are read as ever."""
+    if known.format != FORMAT:
+        raise ValueError(
+            f"{directory} was made by another version of this suite (format {known.format}; this one has {FORMAT}), which "
+            "alone can continue, evaluate or export it: choose another study or run_name, or delete it"
+        )
 
 
 def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
     """ValueError naming the keys in which the directory's run differs from the wanted one."""
     old, new = identity(known), identity(wanted)
+    shown, asked = flat(known), flat(wanted)
     differing = [
-        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} asked for"
+        f"{key}: {shown.get(key, '(absent)')} there, {asked.get(key, '(absent)')} asked for"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(absent)") != new.get(key, "(absent)")
     ]

@@ -42,6 +42,7 @@ def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
             key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
             for key, part in parts.items()
         }
+        build.checked(manifest.refuse_another_format, directory, known)
         build.checked(manifest.refuse_another_config, directory, known.config, wanted)
         build.checked(manifest.refuse_other_prompts, directory, known.prompts_hash, prompts)
 

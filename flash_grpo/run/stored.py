@@ -11,6 +11,7 @@ from flash_grpo.records.files import read_manifest, read_records
 from flash_grpo.records.schema import RunManifest
 from flash_grpo.run import checkpoint
 from flash_grpo.run.build import build
+from flash_grpo.run.manifest import refuse_another_format
 
 
 def policy_of(config: dict[str, Any], device: str) -> Policy:
@@ -42,10 +43,11 @@ def summary(directory: Path) -> str:
 
 
 def known_run(run_dir: Path) -> RunManifest:
-    """Return the manifest of a run; ValueError if the directory has none."""
+    """Return the manifest of a run; ValueError if the directory has none, or one of another version."""
     manifest = read_manifest(run_dir)
     if manifest is None:
         raise ValueError(f"{run_dir}: no run.json there; expected a run's directory")
+    refuse_another_format(run_dir, manifest)
     return manifest
 
 
