@@ -1,6 +1,5 @@
 """Run the command line of `python train.py` and `python train.py -m`. Imports nothing heavy, so that `--help` is quick."""
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from flash_grpo.overrides import check_overrides, refuse, split
+from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.compose import CONF
 
 
@@ -25,7 +25,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         try:
             task(cfg)
         except ConfigError as error:
-            if "SLURM_JOB_ID" in os.environ:  # into the rank's log
+            if SlurmJob.here():  # into the rank's log
                 traceback.print_exc()
             refuse(str(error))
 
@@ -48,7 +48,7 @@ def train(cfg: DictConfig) -> None:
     try:
         directory = loop.run(cfg, cfg.run_name)
     except (RewardError, DriftError, DivergedError) as error:
-        if "SLURM_JOB_ID" in os.environ:  # into the rank's log
+        if SlurmJob.here():  # into the rank's log
             traceback.print_exc()
         sys.exit(f"stopped: {error}")
     except (stop.Interrupted, KeyboardInterrupt) as error:

@@ -128,7 +128,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_run_starts(name):
     tree = ast.parse((ROOT / f"flash_grpo/{name}.py").read_text())
     first = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     first |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    light = {"flash_grpo.overrides", "flash_grpo.run.compose", "flash_grpo.records.identity"}
+    light = {f"flash_grpo.{name}" for name in ("overrides", "run.compose", "records.identity", "records.slurm_job")}
     assert {name.split(".")[0] for name in first - light} <= {"hydra", "omegaconf"} | sys.stdlib_module_names
 
 

@@ -1,7 +1,6 @@
 """Make a run's parts from its configuration: the only file that instantiates what a configuration names."""
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
+from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -121,7 +121,7 @@ def device(cfg: DictConfig) -> str:
         raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no GPU here")
-    if cfg.device == "auto" and "SLURM_GPUS_ON_NODE" in os.environ and not torch.cuda.is_available():
+    if cfg.device == "auto" and (job := SlurmJob.here()) and job.has_gpus and not torch.cuda.is_available():
         raise ConfigError("Slurm gave this job GPUs, and torch finds none here (device=cpu to do without)")
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
 

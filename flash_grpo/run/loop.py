@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.records.files import read_manifest
 from flash_grpo.records.schema import EvalRecord, IterationRecord
+from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import contact_sheet, manifest
 from flash_grpo.run.build import ConfigError, build, check_counts, checked, device, planned, prepare_trainer
 from flash_grpo.run.directory import RunDirectory
@@ -149,7 +149,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
             place.leave_as_found()
         raise
     except ConfigError as error:
-        if "SLURM_JOB_ID" in os.environ:  # what was refused before it was queued is another matter
+        if SlurmJob.here():  # what was refused before it was queued is another matter
             place.fail(error)
         else:
             place.leave_as_found()

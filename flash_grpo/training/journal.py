@@ -18,7 +18,7 @@ from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.training.ranks import Ranks
 
 Result = TypeVar("Result")
-POLL_S = 0.05
+POLL_S, MEET_S = 0.05, 0.002  # between two looks at what others compute, and at who has come to a meeting
 DONE, WAITING, WORKING, LEAVING = range(4)  # what a rank says in a vote; the largest counts
 
 
@@ -154,6 +154,6 @@ class Journal:
         while not self._meeting.complete():
             if self._leaving():
                 self._meeting.mark()
-            time.sleep(POLL_S)
+            time.sleep(MEET_S)
         if self.ranks.any(leaving or self._leaving()):
             raise Leave
