@@ -1,17 +1,15 @@
 """What the report shows, in order: a section is a function from a study to figures and tables with captions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import ablation, curves, figures, mechanism, paper, stability, style, tables, verdicts
+from analysis.drawing import drawn, drawn_pair
 from analysis.study import Study
 
-SIZE, WIDE = (6.0, 3.7), (9.0, 3.6)
 MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in parentheses and no interval."
 
 REPEATS = "Means over repeats [95 % interval]; n counts repeats."
@@ -118,7 +116,7 @@ def rewards(given: Material) -> Iterator[Shown]:
                 name=f"reward_against_{cost}{suffix}",
                 title=f"Evaluation reward against {curves.cost_name(cost)}{words}",
                 caption="Thin lines: runs that have not completed.",
-                figure=_draw(lambda ax, study=study, cost=cost: figures.reward_against_cost(ax, study, cost)),
+                figure=drawn(lambda ax, study=study, cost=cost: figures.reward_against_cost(ax, study, cost)),
             )
         if len(study.iterations):
             yield _training(study, given.cost, suffix, words)
@@ -130,7 +128,7 @@ def _training(study: Study, cost: str, suffix: str, words: str) -> Shown:
         name=f"training_against_{cost}{suffix}",
         title=f"Training reward{words}",
         caption=f"{caption}Smoothed over {figures.smoothing_width(study.iterations)} iterations.",
-        figure=_draw(lambda ax: figures.training_curves(ax, study, cost)),
+        figure=drawn(lambda ax: figures.training_curves(ax, study, cost)),
     )
 
 
@@ -153,7 +151,7 @@ def ablations(given: Material) -> Iterator[Shown]:
         yield Shown(name="differences", title="Differences from Flash-GRPO", caption=caption, table=differences)
         for noise in style.ordered_noises(differences["SDE noise"]):
             part = differences[differences["SDE noise"] == noise]
-            forest = _draw(lambda ax, part=part: ablation.difference_forest(ax, part), legend=False)
+            forest = drawn(lambda ax, part=part: ablation.difference_forest(ax, part), legend=False)
             title = ", ".join(filter(None, ["Differences from Flash-GRPO", style.NOISE_NAMES.get(noise, noise)]))
             yield Shown(name=f"difference_forest_{noise}", title=title, caption=MEANS, figure=forest)
 
@@ -164,7 +162,7 @@ def costs(given: Material) -> Iterator[Shown]:
         table = tables.cost_table(given.summaries)
         yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
-        bars = _draw(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
+        bars = drawn(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
         caption = "Divided as rank 0's wall time of rollout, reward and update; the factor is to Flash-GRPO."
         yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
 
@@ -175,7 +173,7 @@ def steadiness(given: Material) -> Iterator[Shown]:
     for suffix, words, study in given.by_noise():
         for column, label in stability.PANELS.items():
             if study.iterations[column].notna().any():
-                panel = _draw(lambda ax, study=study, column=column: stability.stability_curves(ax, study, column))
+                panel = drawn(lambda ax, study=study, column=column: stability.stability_curves(ax, study, column))
                 caption = f"Smoothed over {figures.smoothing_width(study.iterations)} iterations."
                 yield Shown(name=f"{column}{suffix}", title=f"{label}{words}", caption=caption, figure=panel)
 
@@ -199,7 +197,7 @@ def mechanisms(given: Material) -> Iterator[Shown]:
 def _gradients(measurements: pd.DataFrame) -> Iterator[Shown]:
     norms = measurements[measurements["quantity"] == "gradient_norm"]
     for noise in style.ordered_noises(norms["noise"]):
-        panel = _draw(lambda ax, noise=noise: mechanism.gradient_against_lambda(ax, norms, noise))
+        panel = drawn(lambda ax, noise=noise: mechanism.gradient_against_lambda(ax, norms, noise))
         title = f"Gradient norm against λ, {style.NOISE_NAMES.get(noise, noise)}"
         caption = f"{REPEATS} Open markers: steps that a one-step method does not train."
         yield Shown(name=f"gradient_against_lambda_{noise}", title=title, caption=caption, figure=panel)
@@ -210,14 +208,14 @@ def _alignments(measurements: pd.DataFrame) -> Iterator[Shown]:
     for noise in style.ordered_noises(table["SDE noise"]):
         part = table[table["SDE noise"] == noise]
         for column in ("Cosine", "Cosine per device-second"):
-            panel = _draw(lambda ax, part=part, column=column: mechanism.alignment(ax, part, column), legend=False)
+            panel = drawn(lambda ax, part=part, column=column: mechanism.alignment(ax, part, column), legend=False)
             name = f"{column.lower().replace(' ', '_').replace('-', '_')}_{noise}"
             title = f"{column}, {style.NOISE_NAMES.get(noise, noise)}"
             yield Shown(name=name, title=title, caption=REPEATS, figure=panel)
 
 
 def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
-    panel = _draw(lambda ax: mechanism.variance_by_source(ax, measurements), legend=False)
+    panel = drawn(lambda ax: mechanism.variance_by_source(ax, measurements), legend=False)
     yield Shown(name="variance_by_source", title="What explains rewards in a group", caption=REPEATS, figure=panel)
 
 
@@ -234,7 +232,7 @@ def beside_the_paper(given: Material) -> Iterator[Shown]:
     for figure, arms in paper.LAYOUT.items():
         for suffix, words, study in given.by_noise():
             if set(arms) <= set(study.evaluations["arm"]):
-                pair = _draw_pair(lambda axes, study=study, f=figure: paper.reward_figure(axes, study, f, cost))
+                pair = drawn_pair(lambda axes, study=study, f=figure: paper.reward_figure(axes, study, f, cost))
                 title = f"The layout of Figure {figure[-1]}{words}"
                 caption = "Dotted with open markers: the paper's curves, read off its figures (about ±0.05), n = 1."
                 caption = caption if paper.matches_paper(given.study) else "Another model or reward: no paper curves."
@@ -246,24 +244,3 @@ def every_run(given: Material) -> Iterator[Shown]:
         caption = "The interval of a single run's gain is over prompts, not over seeds."
         table = tables.runs_table(given.study, given.summaries)
         yield Shown(name="runs", title=f"{len(table)} runs", caption=caption, table=table, folded=True)
-
-
-def _draw(plot: Callable[[Axes], Axes], legend: bool = True) -> Figure:
-    with style.figure_style():
-        figure = Figure(figsize=SIZE)
-        ax = figure.subplots()
-        plot(ax)
-        if legend:
-            figures.legend_below(ax)
-        return figure
-
-
-def _draw_pair(plot: Callable[[np.ndarray], object]) -> Figure:
-    with style.figure_style():
-        figure = Figure(figsize=WIDE)
-        axes = figure.subplots(1, 2)
-        plot(axes)
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.01))
-        figure.tight_layout()
-        return figure

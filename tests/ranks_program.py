@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.run import build, checkpoint, loop, stop
 from flash_grpo.run.compose import CONF
-from flash_grpo.training import evaluation, rollouts
+from flash_grpo.training import evaluated_part, rollouts
 from flash_grpo.training.trainer import Trainer
 
 CHOSEN = (
@@ -65,7 +65,7 @@ class Failing:
 def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
     """What this rank raised and what was saved where the last rank's reward fails: in an iteration, in an evaluation."""
     raised, saved = [], []
-    for module, name in ((rollouts, "training"), (evaluation, "evaluation")):
+    for module, name in ((rollouts, "training"), (evaluated_part, "evaluation")):
         ask, calls = module.ask, []
 
         def failing(*asked, ask=ask, calls=calls):

@@ -29,6 +29,7 @@ from flash_grpo.records.schema import FailureRecord, ProgramStart
 from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.evaluated_part import PartEvaluator
 from flash_grpo.training.evaluation import Evaluation
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.rollouts import RolloutMaker
@@ -218,7 +219,7 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
     [
         ((RolloutMaker, "make"), "rollout.batch", "rollout.batch=64 training.batch=64"),
         ((RolloutMaker, "make"), "training.batch", "rollout.batch=64 training.batch=64"),
-        ((Evaluation, "_part"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
+        ((PartEvaluator, "part"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
     ],
 )
 def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(

@@ -17,7 +17,7 @@ from flash_grpo.run.loop import report
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluated import Evaluated, standard_error
 from flash_grpo.training.evaluation import Evaluation
-from flash_grpo.training.journal import Journal, Leave
+from flash_grpo.training.journal import Journal, Leave, raise_failure
 from flash_grpo.training.ranks import Ranks
 
 LINES, RESULT = "manifest.jsonl", "evaluation.json"
@@ -81,7 +81,7 @@ def _evaluated(
     try:
         return evaluation(policy, reward, texts, ranks, keep=keeper, journal=journal)
     except Leave:
-        journal.raise_failure()
+        raise_failure(journal)
         raise
 
 

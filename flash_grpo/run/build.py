@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.protocols import Policy, Reward
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
@@ -66,10 +67,19 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     torch.set_num_threads(cfg.threads)
     if ranks.is_main and (told := tiny_sizes(cfg)):
         log.warning(told)
-    schedule, method, prompts, layout = planned(cfg, ranks.world_size)
+    parts = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
     policy.keep_base()
+    return wired(cfg, ranks, policy, reward, parts)
+
+
+Planned = tuple[FlowSchedule, Method, Prompts, Layout]
+
+
+def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: Planned) -> Trainer:
+    """Return the trainer that these parts make."""
+    schedule, method, prompts, layout = parts
     meter, journal = Meter(ranks, policy.flops_per_forward), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
         policy=policy,

@@ -23,7 +23,7 @@ from flash_grpo.run.saving import Saver
 from flash_grpo.run.stop import Interrupted, StopRequest
 from flash_grpo.training.evaluated import Evaluated
 from flash_grpo.training.evaluation import Evaluation
-from flash_grpo.training.journal import Leave
+from flash_grpo.training.journal import Leave, raise_failure
 from flash_grpo.training.meter import EVALUATION
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
@@ -64,7 +64,7 @@ class Run:
                 self.saver.save(self.place)
         except Leave:
             self.saver.leave(self.place)
-            self.trainer.journal.raise_failure()
+            raise_failure(self.trainer.journal)
             where = self.place.described(bool(self.trainer.journal.done))
             raise Interrupted(f"saved {where}; the same command continues this run") from None
 

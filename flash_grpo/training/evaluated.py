@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flash_grpo.algorithm.types import Scores
+from flash_grpo.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,30 @@ class Evaluated:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
+
+
+def joined(parts: list[EvaluatedPart], texts: tuple[str, ...], noises_per_prompt: int, ranks: Ranks) -> Evaluated:
+    """Put all ranks' parts together; a matrix that is zero where a rank has nothing is summed, which is exact."""
+    P, K = len(texts), noises_per_prompt
+    names = ranks.from_main(list(parts[0].scores.parts) if parts else [])  # a rank without prompts knows none
+    total_PK = torch.zeros(P, K)
+    part_PK = {name: torch.zeros(P, K) for name in names}
+    diversity_P, distance_P = torch.zeros(P), torch.zeros(P)
+    for part in parts:
+        rows = list(part.prompt_p)
+        total_PK[rows] = part.scores.total_B.cpu().float().reshape(-1, K)
+        for name in names:
+            part_PK[name][rows] = part.scores.parts[name].cpu().float().reshape(-1, K)
+        diversity_P[rows], distance_P[rows] = part.diversity_p, part.base_distance_p
+    return Evaluated(
+        texts=texts,
+        reward_PK=ranks.sum(total_PK),
+        part_PK={name: ranks.sum(value_PK) for name, value_PK in part_PK.items()},
+        diversity_P=ranks.sum(diversity_P),
+        base_distance_P=ranks.sum(distance_P),
+        videos={text: video for part in parts for text, video in part.shown.items()},
+        device_seconds=sum(part.scores.device_seconds for part in parts),
+    )
 
 
 def diversity(video_pKFHWC: torch.Tensor) -> torch.Tensor:

@@ -118,13 +118,6 @@ class Journal:
                 self.failure = error
         return False
 
-    def raise_failure(self) -> None:
-        """Raise, on every rank, the reward's error of the last rank that has one."""
-        failed = int(self.ranks.max(torch.tensor(-1 if self.failure is None else self.ranks.rank)))
-        if failed >= 0:
-            reason = self.ranks.from_rank(failed, str(self.failure))
-            raise self.failure or RewardErrorElsewhere(f"{reason} (rank {failed} of {self.ranks.world_size})")
-
     def _leaving(self) -> bool:
         return self.asked() or self.failure is not None
 
@@ -157,3 +150,12 @@ class Journal:
             time.sleep(MEET_S)
         if self.ranks.any(leaving or self._leaving()):
             raise Leave
+
+
+def raise_failure(journal: Journal) -> None:
+    """Raise, on every rank, the reward's error of the last rank that has one."""
+    ranks, failure = journal.ranks, journal.failure
+    failed = int(ranks.max(torch.tensor(-1 if failure is None else ranks.rank)))
+    if failed >= 0:
+        reason = ranks.from_rank(failed, str(failure))
+        raise failure or RewardErrorElsewhere(f"{reason} (rank {failed} of {ranks.world_size})")

@@ -60,7 +60,7 @@ class Updater:
     ) -> Trained:
         """Make one optimizer step on this rank's transitions and those of all others; `name`: in the journal."""
         total = int(self.ranks.sum(torch.tensor(len(transitions))))
-        weight_N = self.weights(transitions.step_N, total)
+        weight_N = weights(self.method.weigh(self.schedule), self.method.rescale, transitions.step_N, total, self.ranks)
         with self.journal.section(partial(self._keep_up, condition_BMD[:1])):
             terms = list(self.backward(transitions, condition_BMD, advantage_N, weight_N, total, f"{name}/"))
         gradient_norm = self.apply_gradients() if total else 0.0
@@ -73,15 +73,6 @@ class Updater:
             gradient_norms=[gradient_norm],
             first_ratio_N=ratio_N,
         )
-
-    def weights(self, step_N: torch.Tensor, total: int) -> torch.Tensor:
-        """Return the method's weights, rescaled over the optimizer step's `total` transitions of all ranks if it says so."""
-        weight_T = self.method.weigh(self.schedule)
-        weight_N = weight_T[step_N]
-        if not self.method.rescale or not total:
-            return weight_N
-        mean = float(self.ranks.sum(weight_N.double().sum())) / total
-        return rescaled_to_mean_one(weight_N, mean, varies=bool((weight_T != weight_T[0]).any()))
 
     def backward(
         self,
@@ -154,6 +145,15 @@ class Updater:
         self.optimizer_steps += 1
         self.ema.update(self.optimizer_steps)
         return float(norm)
+
+
+def weights(weight_T: torch.Tensor, rescale: bool, step_N: torch.Tensor, total: int, ranks: Ranks) -> torch.Tensor:
+    """Return each transition's weight by its step, rescaled over the optimizer step's `total` transitions of all ranks."""
+    weight_N = weight_T[step_N]
+    if not rescale or not total:
+        return weight_N
+    mean = float(ranks.sum(weight_N.double().sum())) / total
+    return rescaled_to_mean_one(weight_N, mean, varies=bool((weight_T != weight_T[0]).any()))
 
 
 def refuse_drift(record: IterationRecord, ratio_clip: float) -> None:
