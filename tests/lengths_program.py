@@ -76,7 +76,7 @@ def leaves(overrides: list[str], work: str, after: int) -> list[int]:
 
 
 def marked(trainer) -> bool:
-    return trainer.journal._meeting.marked()
+    return trainer.journal._mark.found()
 
 
 def counting(action) -> list[int]:

@@ -43,7 +43,7 @@ class Journal:
         self.failure: RewardError | None = None
         self.done: dict[str, Any] = {}
         self.pieces = 0
-        self._meeting = ranks.meeting()
+        self._mark = ranks.mark()
         self._keep_up: Callable[[], None] = lambda: None
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -96,8 +96,8 @@ class Journal:
         """Raise Leave if this rank or another was asked to stop. Called before each piece of work in a section."""
         if self.together:
             self._vote(WORKING)
-        elif self._leaving() or self._meeting.marked():
-            self._meeting.mark()
+        elif self._leaving() or self._mark.found():
+            self._mark.leave()
             raise Leave
 
     def wait(self, ready: Callable[[], bool]) -> None:
@@ -142,13 +142,13 @@ class Journal:
             pass
 
     def _meet(self, leaving: bool) -> None:
-        """Wait until all ranks are here, without a collective that could time out; then vote. Leave where any leaves."""
-        self._meeting.arrive()
-        while not self._meeting.complete():
+        """Vote with all ranks whether to leave; one that waits for the others can still ask them to."""
+        vote = self.ranks.begin_vote(leaving or self._leaving())
+        while not vote.complete():
             if self._leaving():
-                self._meeting.mark()
+                self._mark.leave()
             time.sleep(MEET_S)
-        if self.ranks.any(leaving or self._leaving()):
+        if vote.result():
             raise Leave
 
 

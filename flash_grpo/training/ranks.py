@@ -1,16 +1,19 @@
 """Ranks: Accelerate forms the group, whoever started the processes; alone, every collective is the identity."""
 
 import itertools
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-PATIENCE = timedelta(minutes=30)  # of a collective: one rank may wait for a lock, a file system or a slow load
+PATIENCE = timedelta(
+    hours=2
+)  # of a collective: one rank may wait for a lock, a file system, a slow load, or for rewards
 
 
-_meetings = itertools.count()  # all ranks make as many, in the same order
+_marks = itertools.count()  # all ranks make as many, in the same order
 
 
 class Ranks:
@@ -47,10 +50,16 @@ class Ranks:
             dist.broadcast_object_list(told, src=rank, device=self.device)
         return told[0]
 
-    def meeting(self) -> "Meeting":
-        """Return a place where these ranks meet again and again. Every rank makes as many, in the same order."""
+    def mark(self) -> "Mark":
+        """Return a mark that any of these ranks can leave for the others. Every rank makes as many, in the same order."""
         store = dist.distributed_c10d._get_default_store() if self.world_size > 1 else None
-        return Meeting(store, next(_meetings), self.world_size)
+        return Mark(store, f"flash_grpo/mark{next(_marks)}")
+
+    def begin_vote(self, flag: bool) -> "Vote":
+        """Begin to ask whether the flag is set on any rank, without waiting for the others."""
+        answer = torch.tensor(int(flag), device=self.device)
+        together = self.world_size > 1
+        return Vote(answer, dist.all_reduce(answer, op=dist.ReduceOp.MAX, async_op=True) if together else None)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -64,39 +73,38 @@ class Ranks:
         return moved.to(tensor.device)
 
 
-class Meeting:
-    """Where ranks find each other without a collective: a mark and a count in the process group's store.
+@dataclass(frozen=True)
+class Vote:
+    """A question to all ranks that is under way."""
 
-    A rank that waits here can be asked to stop, and no time-out of a collective runs meanwhile.
-    """
-
-    def __init__(self, store: dist.Store | None, number: int, world_size: int):
-        self._store, self._name, self._world_size = store, f"flash_grpo/meeting{number}", world_size
-        self._round = 0
-        self._marked = False
-
-    def mark(self) -> None:
-        """Ask all ranks to come."""
-        if self._store is not None and not self._marked:
-            self._store.set(f"{self._name}/mark", "1")
-        self._marked = True
-
-    def marked(self) -> bool:
-        """Return True once any rank has marked."""
-        if not self._marked and self._store is not None:
-            self._marked = self._store.check([f"{self._name}/mark"])
-        return self._marked
-
-    def arrive(self) -> None:
-        """Say that this rank is here, for the next round."""
-        self._round += 1
-        if self._store is not None:
-            self._store.add(self._key, 1)
+    answer: torch.Tensor
+    work: dist.Work | None
 
     def complete(self) -> bool:
-        """Return True once all ranks are here in this round."""
-        return self._store is None or self._store.add(self._key, 0) >= self._world_size
+        """Return True once all ranks have answered, or one of them has died."""
+        return self.work is None or self.work.is_completed()
 
-    @property
-    def _key(self) -> str:
-        return f"{self._name}/round{self._round}"
+    def result(self) -> bool:
+        """Return the answer; raise where a rank has died."""
+        if self.work is not None:
+            self.work.wait()
+        return bool(self.answer.item())
+
+
+class Mark:
+    """A mark in the process group's store, which ranks leave and find without a collective."""
+
+    def __init__(self, store: dist.Store | None, name: str):
+        self._store, self._name, self._known = store, name, False
+
+    def leave(self) -> None:
+        """Leave the mark for all ranks."""
+        if self._store is not None and not self._known:
+            self._store.set(self._name, "1")
+        self._known = True
+
+    def found(self) -> bool:
+        """Return True once any rank has left the mark."""
+        if not self._known and self._store is not None:
+            self._known = self._store.check([self._name])
+        return self._known
