@@ -73,10 +73,9 @@ def denoise(
     """
     now = resumed or _begun(policy, condition_BMD, keys)
     for step in range(now.step, len(schedule)):
-        first_S = _first_rows(now.state_B)
-        v = _velocities(
-            policy, now.x_SCFHW, condition_BMD[first_S], schedule.timestep_T[step], at_once, before_velocity
-        )
+        alone = len(now.x_SCFHW) == len(condition_BMD)  # each rollout a state of its own, in order
+        condition_SMD = condition_BMD if alone else condition_BMD[_first_rows(now.state_B)]
+        v = _velocities(policy, now.x_SCFHW, condition_SMD, schedule.timestep_T[step], at_once, before_velocity)
         now = _stepped(now, v, keys, schedule, sde_mask_BT[:, step], solve)
         after_step(now)
     if not now.x_SCFHW.isfinite().all():
@@ -104,10 +103,13 @@ def _velocities(
     at_once: int | None,
     before_velocity: Callable[[], None],
 ) -> torch.Tensor:
-    found = []
-    for rows in torch.arange(len(x_SCFHW)).split(at_once or len(x_SCFHW)):
+    if at_once is None or at_once >= len(x_SCFHW):
         before_velocity()
-        found.append(policy.velocity(x_SCFHW[rows], timestep.expand(len(rows)), condition_SMD[rows]))
+        return policy.velocity(x_SCFHW, timestep.expand(len(x_SCFHW)), condition_SMD)
+    found = []
+    for x, condition in zip(x_SCFHW.split(at_once), condition_SMD.split(at_once), strict=True):
+        before_velocity()
+        found.append(policy.velocity(x, timestep.expand(len(x)), condition))
     return torch.cat(found)
 
 
