@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 
 from analysis import curves, render, style, tables
-from analysis.sections import MEANS, SIZE, Material, Section, Shown, all_sections, comparison, material
+from analysis.drawing import SIZE
+from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
 
 HERE = Path(__file__).parent
