@@ -33,11 +33,10 @@ class Trainer:
 
     def iterate(self, iteration: int) -> IterationRecord:
         """Run iteration 1, 2, … and return what happened, over all ranks."""
-        text_P = self.prompts.drawn(iteration, self.layout.num_prompts, self.seed)
-        batch = self.layout.batch(iteration, text_P, self.ranks.rank)
+        batch = self.batch(iteration)
         rollouts, scores = self.journal.resumable("rollouts", lambda: self.rollouts.scored(batch))
         reward_PG = over_ranks(self.ranks, batch, scores.total_B)
-        _refuse_unusable(reward_PG, text_P, iteration)
+        _refuse_unusable(reward_PG, self._texts(iteration), iteration)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
         self.journal.done.clear()
@@ -48,8 +47,11 @@ class Trainer:
 
     def batch(self, iteration: int) -> PromptBatch:
         """Return this rank's rollouts of an iteration, before they are made."""
-        text_P = self.prompts.drawn(iteration, self.layout.num_prompts, self.seed)
-        return self.layout.batch(iteration, text_P, self.ranks.rank)
+        return self.layout.batch(iteration, self._texts(iteration), self.ranks.rank)
+
+    def _texts(self, iteration: int) -> list[str]:
+        """Return the iteration's prompts, over all ranks."""
+        return self.prompts.drawn(iteration, self.layout.num_prompts, self.seed)
 
     def state(self) -> dict[str, Any]:
         """Return what the next iteration depends on, the same on every rank."""
