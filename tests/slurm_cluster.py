@@ -100,6 +100,19 @@ class Study:
     def node(self, run: str) -> str:
         return self.slurm("squeue", "-h", "-j", self.job(run), "-o", "%N").strip()
 
+    def restarts(self, run: str) -> int:
+        """Ask the controller how often it has requeued the run's job."""
+        job = self.slurm("scontrol", "show", "job", self.job(run))
+        return int(job.split("Restarts=")[1].split()[0])
+
+    def in_service(self, node: str) -> bool:
+        """Ask for a node that is down to be taken back; True once it is. A node that answers may come back alone."""
+        if "down" not in self.slurm("sinfo", "-h", "-n", node, "-o", "%T"):
+            return True
+        command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(command, env=self.environment, check=False)
+        return False
+
     def slurm(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 

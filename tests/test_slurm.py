@@ -173,7 +173,17 @@ def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
     assert all(continued_without_repeating_a_step(one, "work0", rank) for rank in range(8))
     assert len(one.read("work1", "starts")) == 1
     assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal, and never the job:
-    assert not [pid for rank in range(8) for pid in one.read("work0", "pids", rank) if psutil.pid_exists(int(pid))]
+    children = [int(pid) for rank in range(8) for pid in one.read("work0", "pids", rank)]
+    eventually(lambda: not any(map(_is_a_living_child, children)), "all children gone")
+
+
+def _is_a_living_child(pid: int) -> bool:
+    """Return True if the process that the program started still runs; a zombie or a newer process does not count."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline() == ["sleep", "1000"]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def preempt(one: Sweep, run: str) -> None:

@@ -48,17 +48,17 @@ def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
 
     one.until_iteration(names["limited"], 1)
     one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
+    eventually(lambda: one.restarts(names["limited"]), "requeued at its time limit", WAIT_S)
+    one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=5")
     one.until_iteration(names["preempted"], 10)
     node = one.node(names["preempted"])
     one.slurm("sbatch", "-p", "gpu", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
     one.until_iteration(names["node_down"], 10)
     node = one.node(names["node_down"])
     one.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    one.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    eventually(lambda: one.in_service(node), f"{node} taken back")
     one.until_iteration(names["killed"], 10)
     one.slurm("scancel", "--signal=KILL", f"{jobs['killed']}.0")
-    one.until(names["limited"], "requeued")
-    one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=5")
     wholes = {
         what: undisturbed(what, *LONG, f"optim.optimizer.lr={RATES[what]}") for what in RATES if what != "failing"
     }
