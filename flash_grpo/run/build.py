@@ -1,6 +1,7 @@
 """Make a run's parts from its configuration: the only file that instantiates what a configuration names."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def device(cfg: DictConfig) -> str:
 def build(node: DictConfig, key: str, **more: Any) -> Any:
     """Instantiate a part of the configuration; the part's own complaint becomes a ConfigError."""
     try:
-        return instantiate(node, **more)
+        return _plain(instantiate(node, **more))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from error
     except InstantiationException as error:
@@ -151,6 +152,11 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
             why = str(error.__cause__ or error).partition(", set env")[0]
             raise ConfigError(f"{key}: {' '.join(why.split())}") from error
         raise
+
+
+def _plain(made: Any) -> Any:
+    """Return Hydra's partial as a plain one: Hydra's checks its target again in every call, half a millisecond each."""
+    return partial(made.func, *made.args, **made.keywords) if isinstance(made, partial) else made
 
 
 def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
