@@ -89,6 +89,14 @@ BAD = {
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),
     "a misspelt value": ("schedule.noise=lineer", ["schedule.noise=lineer", "linear, flow"]),
+    "an SDE that reverses the latents": (
+        "schedule.noise=flow schedule.noise_level=2",
+        ["schedule.noise_level", "step 0", "schedule.max_std"],
+    ),
+    "a stochastic step without noise": (
+        "schedule.noise=cps method=full method.plan.skip_last=false",
+        ["schedule.noise", "no noise at step 19"],
+    ),
     "a misspelt value of a part": ("method.advantage.std=bach", ["method.advantage.std=bach", "batch, group, none"]),
     "a misspelt plan": ("method.plan.shared_by=promt", ["method.plan.shared_by=promt", "prompt, rollout"]),
     "a misspelt device": ("device=gpu", ["device=gpu", "auto, cpu, cuda"]),

@@ -31,6 +31,12 @@ PLANS = [
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_the_candidates_are_the_steps_that_some_iteration_makes_stochastic(plan):
+    met_T = torch.stack([plan(batch(iteration), T, seed=3).any(0) for iteration in range(1, 100)]).any(0)
+    assert torch.equal(plan.candidates(T), met_T)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_a_plan_is_the_same_for_any_number_of_ranks(plan, world_size):
     whole = batch()

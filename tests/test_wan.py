@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hydra.utils import instantiate
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.denoise import denoise
 from flash_grpo.algorithm.noise import NoiseKeys
-from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.algorithm.schedule import flow_schedule
 from flash_grpo.overrides import composed_outside
 from flash_grpo.policies.flops import forward_flops
 from flash_grpo.policies.loading import random_transformer
@@ -71,9 +72,7 @@ def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidanc
     latent = pipeline(**asked, latents=noise, output_type="latent").frames
     video = pipeline(**asked, latents=noise, output_type="pt").frames
     sigma_S = pipeline.scheduler.sigmas
-    grid = FlowSchedule(
-        sigma_S=sigma_S, timestep_T=pipeline.scheduler.timesteps, std_T=sigma_S[:-1], dt_T=sigma_S.diff()
-    )
+    grid = replace(flow_schedule(6), sigma_S=sigma_S, timestep_T=pipeline.scheduler.timesteps, dt_T=sigma_S.diff())
     mask_BT = torch.zeros(2, 6, dtype=torch.bool)
     mine = denoise(ours, ours.encode(TEXTS[:2]), keys, grid, mask_BT).latent_BCFHW
     torch.testing.assert_close(mine, latent, atol=1e-4, rtol=0)

@@ -15,9 +15,9 @@ def test_the_uniform_weight_is_one():
     assert torch.equal(uniform(flow_schedule(20)), torch.ones(20))
 
 
-def test_the_first_term_alone_is_std_over_the_root_of_dt():
+def test_the_first_term_alone_is_noise_std_over_dt():
     schedule = flow_schedule(20)
-    torch.testing.assert_close(inverse_first_term(schedule), schedule.std_T / (-schedule.dt_T).sqrt())
+    torch.testing.assert_close(inverse_first_term(schedule), schedule.noise_std_T / -schedule.dt_T)
 
 
 def test_rescaled_weights_have_mean_one_over_the_update_not_over_a_part_of_it():

@@ -12,7 +12,7 @@ import torch
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.noise import Key, NoiseKeys
 from flash_grpo.algorithm.protocols import Policy
-from flash_grpo.algorithm.sde import log_prob, sde_mean, sde_noise_std
+from flash_grpo.algorithm.sde import log_prob, sde_mean
 from flash_grpo.algorithm.solvers import History, euler
 from flash_grpo.algorithm.types import FlowSchedule, Transitions
 
@@ -137,15 +137,15 @@ def _branched(
     used_U, state_N = now.state_B[rows].unique(return_inverse=True)
     x_U = now.x_SCFHW[used_U]
     mean_N = sde_step_mean(x_U, v[used_U], schedule, torch.tensor(now.step))[state_N]
-    std, dt = schedule.std_T[now.step], schedule.dt_T[now.step]
-    x_next_N = mean_N + sde_noise_std(std, dt) * torch.stack(noise).to(mean_N)
+    noise_std = schedule.noise_std_T[now.step]
+    x_next_N = mean_N + noise_std * torch.stack(noise).to(mean_N)
     taken = Transitions(
         rollout_N=rows,
         step_N=torch.full_like(rows, now.step),
         state_N=state_N,
         x_SCFHW=x_U,
         x_next_NCFHW=x_next_N,
-        logp_old_N=log_prob(x_next_N, mean_N, std, dt),
+        logp_old_N=log_prob(x_next_N, mean_N, noise_std),
     )
     drawn = {row: keys.sde_B[row] for row in rows.tolist()}
     behind_B: list[Key] = [(state, *drawn.get(row, ())) for row, state in enumerate(now.state_B.tolist())]
@@ -174,14 +174,14 @@ def replayed(
     """
     x_S, step_S = taken.x_SCFHW.to(v.device), taken.step_S
     mean_S = sde_step_mean(x_S, v, schedule, step_S)
-    std_N, dt_N = (value[taken.step_N].to(v) for value in (schedule.std_T, schedule.dt_T))
-    logp_N = log_prob(taken.x_next_NCFHW.to(v.device), mean_S[taken.state_N.to(v.device)], std_N, dt_N)
-    return logp_N, mean_S, torch.as_tensor(sde_noise_std(schedule.std_T[step_S], schedule.dt_T[step_S])).to(v)
+    noise_std_N = schedule.noise_std_T[taken.step_N].to(v)
+    logp_N = log_prob(taken.x_next_NCFHW.to(v.device), mean_S[taken.state_N.to(v.device)], noise_std_N)
+    return logp_N, mean_S, schedule.noise_std_T[step_S].to(v)
 
 
 def sde_step_mean(x: torch.Tensor, v: torch.Tensor, schedule: FlowSchedule, step: torch.Tensor) -> torch.Tensor:
     """Return the mean of the SDE step at `step`, one for all states or one for each [S]."""
-    values = (value[step].to(v) for value in (schedule.sigma_S, schedule.std_T, schedule.dt_T))
+    values = (value[step].to(v) for value in (schedule.x_factor_T, schedule.v_factor_T, schedule.dt_T))
     return sde_mean(x, v, *values)
 
 

@@ -20,6 +20,9 @@ class Plan(Protocol):
     def check(self, num_steps: int) -> None:
         """Raise ValueError, naming the key, where the plan does not fit the schedule."""
 
+    def candidates(self, num_steps: int) -> torch.Tensor:
+        """Return which steps may be stochastic, bool [T]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FullTrajectory:
@@ -30,8 +33,11 @@ class FullTrajectory:
     def check(self, num_steps: int) -> None:
         pass
 
+    def candidates(self, num_steps: int) -> torch.Tensor:
+        return _band(torch.zeros(1), num_steps - self.skip_last, num_steps)[0]
+
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
-        return _band(torch.zeros(len(batch), dtype=torch.long), num_steps - self.skip_last, num_steps)
+        return self.candidates(num_steps).expand(len(batch), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,9 @@ class SlidingWindow:
                 f"method.plan.width={self.width}: from last_start={self.last_start} a window of at least 1 and at most "
                 f"{num_steps - self.last_start} steps fits schedule.num_steps={num_steps}"
             )
+
+    def candidates(self, num_steps: int) -> torch.Tensor:
+        return _band(torch.tensor([self.first_start]), self.last_start - self.first_start + self.width, num_steps)[0]
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
         return _band(
@@ -93,6 +102,9 @@ class OneStep:
             raise ValueError(f"method.plan.shared_by={self.shared_by}: allowed are prompt, rollout")
         if self.draw not in ("iid", "stratified"):
             raise ValueError(f"method.plan.draw={self.draw}: allowed are iid, stratified")
+
+    def candidates(self, num_steps: int) -> torch.Tensor:
+        return _band(torch.tensor([self.first_step]), self.last_step - self.first_step + 1, num_steps)[0]
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
         units = [self._unit(batch, row) for row in range(len(batch))]

@@ -1,58 +1,134 @@
-"""Make the denoising grid and the SDE's diffusion coefficient on it. We own both: libraries' schedulers change under a run."""
+"""Make the denoising grid and the stochastic step on it. We own both: libraries' schedulers change under a run."""
 
 import hashlib
+import math
 
 import torch
 
 from flash_grpo.algorithm.types import FlowSchedule
 
 GRIDS = ("release", "diffusers")
-NOISES = ("linear", "flow")
+NOISE_LEVELS = {
+    "linear": 1.0,  # release, on Wan
+    "flow": 0.7,  # Flow-GRPO, on images
+    "cps": 0.8,  # Flow-CPS: its public code's recipe for SD3.5
+}
+"""The SDEs by name, each with its own noise level."""
 
 
 def flow_schedule(
-    num_steps: int, shift: float = 3.0, noise: str = "linear", noise_level: float = 1.0, grid: str = "release"
+    num_steps: int,
+    shift: float = 3.0,
+    noise: str = "linear",
+    noise_level: float | None = None,
+    max_std: float | None = None,
+    grid: str = "release",
 ) -> FlowSchedule:
-    """Return the grid of `num_steps` denoising steps, float32, noisy to clean.
+    """Return the grid of `num_steps` denoising steps, float32, noisy to clean, with its stochastic step.
 
     shift: timestep shift s·σ/(1 + (s-1)·σ). grid: "release" is the paper's public code, "diffusers" is what UniPC with flow
-    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise and noise_level: see `diffusion_coefficient`.
-    timestep_T is what the transformer eats: 1000·σ cut to an integer, as both grids do.
+    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise: the SDE, "linear" and "flow" see `diffusion_coefficient`,
+    "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`. max_std: upper bound of the
+    diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids do. ValueError names the key.
     """
     if num_steps < 2:
         raise ValueError(f"schedule.num_steps={num_steps}: at least 2 steps are needed")
     if not shift > 0:
         raise ValueError(f"schedule.shift={shift}: must be positive")
+    if noise not in NOISE_LEVELS:
+        raise ValueError(f"schedule.noise={noise}: allowed are {', '.join(NOISE_LEVELS)}")
     sigma_T = _shifted(_uniform(num_steps, grid), shift)
     if grid == "diffusers":
         sigma_T[0] = min(float(sigma_T[0]), 1 - 1e-6)  # UniPC keeps off sigma = 1, where its log-SNR is infinite
     sigma_S = torch.cat([sigma_T, sigma_T.new_zeros(1)])
+    level = NOISE_LEVELS[noise] if noise_level is None else noise_level
+    _check_noise(noise, level, max_std)
+    if noise == "cps":
+        x_factor_T, v_factor_T, noise_std_T = _coefficients_preserving(sigma_S, level)
+    else:
+        std_T = diffusion_coefficient(sigma_T, noise, level).clamp(max=math.inf if max_std is None else max_std)
+        x_factor_T, v_factor_T, noise_std_T = _marginal_preserving(
+            sigma_S.float(), std_T.float(), sigma_S.diff().float()
+        )
     return FlowSchedule(
         sigma_S=sigma_S.float(),
         timestep_T=(1000 * sigma_T).floor().long(),
-        std_T=diffusion_coefficient(sigma_T, noise, noise_level).float(),
         dt_T=sigma_S.diff().float(),
+        x_factor_T=x_factor_T.float(),
+        v_factor_T=v_factor_T.float(),
+        noise_std_T=noise_std_T.float(),
     )
 
 
 def diffusion_coefficient(sigma_T: torch.Tensor, noise: str, noise_level: float) -> torch.Tensor:
-    """Return the SDE's std at each step.
+    """Return the std s of the "linear" or the "flow" SDE at each step, per root of dσ.
 
-    linear (release, Wan): level·σ_1·σ with σ_1 the grid's second entry. flow (Flow-GRPO, images): level·sqrt(σ/(1-σ)).
+    linear (release, Wan): level·σ_1·σ with σ_1 the grid's second entry. flow (Flow-GRPO, images): level·sqrt(σ/(1-σ)), where
+    the first step's denominator is 1 - σ_1. Flow-GRPO does so where σ is exactly 1; a grid that begins just below 1 is as
+    singular there (ours).
     """
-    if not noise_level > 0:
-        raise ValueError(f"schedule.noise_level={noise_level}: must be positive, an SDE step needs noise")
     if noise == "linear":
         return noise_level * sigma_T[1] * sigma_T
-    if noise == "flow":
-        return noise_level * (sigma_T / (1 - sigma_T)).sqrt()
-    raise ValueError(f"schedule.noise={noise}: allowed are {', '.join(NOISES)}")
+    below_one_T = torch.cat([sigma_T[1:2], sigma_T[1:]])
+    return noise_level * (sigma_T / (1 - below_one_T)).sqrt()
+
+
+def check_stochastic(schedule: FlowSchedule, candidate_T: torch.Tensor) -> None:
+    """Raise ValueError if a step that may be stochastic, bool [T], reverses the latents or adds no noise."""
+    reversing_T = (candidate_T & (schedule.x_factor_T < 0)).nonzero().flatten().tolist()
+    if reversing_T:
+        raise ValueError(
+            f"schedule.noise_level: the SDE's step {reversing_T[0]} would multiply the latents by "
+            f"{float(schedule.x_factor_T[reversing_T[0]]):.3g}, below 0; lower schedule.noise_level, bound it by "
+            "schedule.max_std, take more schedule.num_steps, or let stochastic steps begin later"
+        )
+    silent_T = (candidate_T & (schedule.noise_std_T == 0)).nonzero().flatten().tolist()
+    if silent_T:
+        raise ValueError(
+            f"schedule.noise: the SDE adds no noise at step {silent_T[0]}, so it has no log-probability there; let stochastic "
+            "steps end earlier"
+        )
 
 
 def fingerprint(schedule: FlowSchedule) -> str:
-    """Return the sha256 of the grid and its std, so that a manifest can tell two grids apart."""
-    tensors = (schedule.sigma_S, schedule.timestep_T, schedule.std_T)
+    """Return the sha256 of the grid and its stochastic step, so that a manifest can tell two schedules apart."""
+    tensors = vars(schedule).values()
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def _check_noise(noise: str, level: float, max_std: float | None) -> None:
+    if not 0 < level < math.inf:
+        raise ValueError(f"schedule.noise_level={level}: must be positive and finite, an SDE step needs noise")
+    if noise == "cps" and level > 1:
+        raise ValueError(f"schedule.noise_level={level}: at most 1 for noise=cps, where the whole noise is fresh")
+    if max_std is not None and not max_std > 0:
+        raise ValueError(f"schedule.max_std={max_std}: must be positive, or null")
+    if max_std is not None and noise == "cps":
+        raise ValueError(
+            f"schedule.max_std={max_std}: noise=cps has no diffusion coefficient to bound; lower noise_level"
+        )
+
+
+def _marginal_preserving(
+    sigma_S: torch.Tensor, std_T: torch.Tensor, dt_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x_factor, v_factor and noise_std of an Euler-Maruyama step of the SDE with the ODE's marginals (Flow-GRPO)."""
+    sigma_T = sigma_S[:-1]
+    half_variance_rate_T = std_T**2 / (2 * sigma_T)
+    return 1 + half_variance_rate_T * dt_T, 1 + half_variance_rate_T * (1 - sigma_T), std_T * (-dt_T) ** 0.5
+
+
+def _coefficients_preserving(sigma_S: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x_factor, v_factor and noise_std of Flow-CPS' step (arXiv 2509.05952).
+
+    x_next = (1-σ')·x̂_0 + σ'·cos(η·π/2)·ε̂ + σ'·sin(η·π/2)·ε with σ' the next sigma, x̂_0 = x - σ·v, ε̂ = x + (1-σ)·v and η the
+    noise level: its noise is exactly the schedule's. The last step, to σ' = 0, adds none. Its authors' code leaves
+    1/(2·noise_std²) out of the log-probability; ours is the density.
+    """
+    sigma_T, next_T = sigma_S[:-1], sigma_S[1:]
+    kept_T = next_T * math.cos(level * math.pi / 2)
+    v_coefficient_T = -(1 - next_T) * sigma_T + kept_T * (1 - sigma_T)
+    return 1 - next_T + kept_T, v_coefficient_T / (next_T - sigma_T), next_T * math.sin(level * math.pi / 2)
 
 
 def _uniform(num_steps: int, grid: str) -> torch.Tensor:

@@ -50,12 +50,24 @@ class PromptBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
-    """One denoising grid. Step t goes from `sigma_S[t]` to `sigma_S[t + 1]`; sigma 1 is noise, 0 is data; `dt_T` < 0."""
+    """One denoising grid, and the stochastic step of an SDE on it.
+
+    Every SDE of the suite takes the step x_next = x_factor·x + v_factor·dt·v + noise_std·ε with ε ~ N(0, 1). The Euler step
+    of the ODE has factors 1, 1 and no noise.
+    """
 
     sigma_S: torch.Tensor
+    """Step t goes from `sigma_S[t]` to `sigma_S[t + 1]`; 1 is noise, 0 is data."""
+
     timestep_T: torch.Tensor
-    std_T: torch.Tensor
+    """What the transformer is given: 1000·σ cut to an integer."""
+
     dt_T: torch.Tensor
+    """σ of the next step minus σ of this one, < 0."""
+
+    x_factor_T: torch.Tensor
+    v_factor_T: torch.Tensor
+    noise_std_T: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.dt_T)

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from flash_grpo.algorithm.sde import rectification_factor, rectification_terms
+from flash_grpo.algorithm.sde import first_rectification_term, rectification_factor
 from flash_grpo.algorithm.types import FlowSchedule
 
 
@@ -19,7 +19,7 @@ def inverse_lambda(schedule: FlowSchedule) -> torch.Tensor:
 
 def inverse_first_term(schedule: FlowSchedule) -> torch.Tensor:
     """Return one over λ's first term, s/sqrt(-dt): LongCat-Video's weight."""
-    return 1 / rectification_terms(schedule)[0]
+    return 1 / first_rectification_term(schedule)
 
 
 def rescaled_to_mean_one(weight_N: torch.Tensor, mean: float, varies: bool) -> torch.Tensor:

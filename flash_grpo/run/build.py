@@ -13,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.protocols import Policy, Reward
+from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
@@ -57,6 +58,7 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
     checked(method.plan.check, len(schedule))
+    checked(check_stochastic, schedule, method.plan.candidates(len(schedule)))
     checked(method.advantage, torch.zeros(1, 2))
     prompts = build(cfg.prompts, "prompts")
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
