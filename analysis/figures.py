@@ -43,8 +43,8 @@ def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
     Phases are timed by the wall; their shares of it divide the device-seconds.
     """
     arms = style.ordered(summaries["arm"])
-    phases = [name for name in ("rollout", "reward", "update") if f"seconds.{name}" in summaries]
-    shades = {"rollout": 1.0, "update": 0.62, "reward": 0.32}
+    phases = [name for name in ("rollout", "decode", "reward", "update") if f"seconds.{name}" in summaries]
+    shades = {"rollout": 1.0, "decode": 0.8, "update": 0.62, "reward": 0.32}
     totals = {arm: _phase_means(summaries, arm, phases).sum() for arm in arms}
     reference = totals.get("flash", min(totals.values(), default=np.nan))
     for row, arm in enumerate(arms):

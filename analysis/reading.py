@@ -79,10 +79,10 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _noise(config: Any) -> str:
-    """The SDE noise schedule, `linear` or `flow`, wherever the configuration keeps it."""
+    """The SDE noise schedule, `linear`, `flow` or `cps`, wherever the configuration keeps it."""
     if not isinstance(config, dict):
         return ""
-    if config.get("noise") in ("linear", "flow"):
+    if config.get("noise") in ("linear", "flow", "cps"):
         return config["noise"]
     return next((found for value in config.values() if (found := _noise(value))), "")
 

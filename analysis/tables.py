@@ -9,7 +9,7 @@ from analysis import curves, paper, style
 from analysis.statistics import Estimate, mean_estimate
 from analysis.study import Study
 
-PHASES = ("rollout", "reward", "update")
+PHASES = ("rollout", "decode", "reward", "update")
 
 
 def comparison_table(study: Study, summaries: pd.DataFrame, cost: str = "device_seconds") -> pd.DataFrame:

@@ -6,6 +6,7 @@ import torch
 from flash_grpo.algorithm.batches import Layout
 from flash_grpo.algorithm.cost import Counts, counted, distinct_states, expected
 from flash_grpo.algorithm.noise import NoiseKeys
+from flash_grpo.records.schema import COST_PHASES
 from flash_grpo.run.build import planned
 
 METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
@@ -21,17 +22,25 @@ def _planned(config, world_size=1, *overrides):
 def test_the_counts_are_what_the_meter_counts(trainer, name, more):
     small = trainer(f"ablations={name}", *more)
     policy, kl = small.policy, small.method.kl_weight > 0
-    before = forwards = backwards = pflop = 0
+    before = forwards = backwards = pflop = pflop_all = videos = 0
     for iteration in (1, 2):
         record = small.iterate(iteration)
         counts = counted(small.method, small.layout, len(small.schedule), small.seed, iteration, small.rollouts.at_once)
         forwards += counts.forwards(policy.evaluations_per_velocity, kl)
         backwards += counts.backwards(policy.evaluations_per_velocity)
-        pflop += counts.pflop(policy.evaluations_per_velocity, policy.flops_per_forward, kl)
+        pflop += counts.pflop(policy.evaluations_per_velocity, policy.flops, kl)
+        pflop_all += counts.pflop_all(policy.evaluations_per_velocity, policy.flops, kl)
+        videos += counts.videos
         cost = record.cost
         assert record.transitions > before
         assert (cost.forward_evaluations, cost.backward_evaluations) == (forwards, backwards)
         assert cost.pflop == pytest.approx(pflop)
+        assert cost.pflop_all == pytest.approx(pflop_all)
+        assert cost.decodes == cost.scored_videos == videos
+        assert cost.recomputed_evaluations == 0
+        phases = [getattr(cost, f"{phase}_seconds") for phase in COST_PHASES]
+        assert sum(phases) == pytest.approx(cost.device_seconds)
+        assert min(phases) > 0
 
 
 def test_transitions_without_an_advantage_are_not_counted(trainer):

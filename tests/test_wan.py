@@ -8,18 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 import wan_pipeline
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hydra.utils import instantiate
+from torch.utils.flop_counter import FlopCounterMode
 
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.denoise import denoise
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.schedule import flow_schedule
 from flash_grpo.overrides import composed_outside
-from flash_grpo.policies.flops import forward_flops
+from flash_grpo.policies.flops import decode_flops, unit_flops
 from flash_grpo.policies.loading import random_transformer
 from flash_grpo.policies.lora import add_lora
+from flash_grpo.policies.vae import WanVideoDecoder
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.run.build import ConfigError, build
 
@@ -310,6 +312,35 @@ def test_two_experts_are_refused(wan_folder, policy):
         index.write_text(before)
 
 
+def by_hand(config) -> tuple[float, float]:
+    """Return the FLOPs of a forward at 480 x 832 x 81, and those of its frozen matrices alone, without attention's products.
+
+    Per block, with N tokens, M text tokens, width d and feed-forward width f: eight d x d matrices, six on tokens and two on
+    text; two d x f; attention's two products over tokens and two over text. A multiplication and an addition are two.
+    """
+    tokens, text, width = 21 * 30 * 52, 512, config["num_attention_heads"] * config["attention_head_dim"]
+    matrices = 2 * width * (6 * tokens * width + 2 * text * width + 2 * tokens * config["ffn_dim"])
+    attention = 4 * width * tokens * (tokens + text)
+    ends = 2 * tokens * 64 * width * 2 + 2 * text * width * (config["text_dim"] + width)
+    layers = config["num_layers"]
+    return layers * (matrices + attention) + ends, layers * matrices + ends
+
+
+def test_the_tiny_worlds_forward_counts_its_attention(trainer):
+    flops = trainer().policy.flops
+    assert flops.forward == 9_314_304
+    assert flops.recompute == 0
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 6])
+def test_decoding_is_counted_frame_by_frame(frames):
+    with torch.device("meta"):  # where attention is counted too
+        vae, latent = AutoencoderKLWan(base_dim=8), torch.zeros(1, 16, frames, 4, 4)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.decode(latent)
+    assert decode_flops(WanVideoDecoder(vae), (16, frames, 4, 4)) == counter.get_total_flops()
+
+
 @pytest.mark.parametrize(
     ("model", "parameters", "tflop", "lora"),
     [("wan21_1p3b", 1_418_996_800, 283.0, 11_796_480), ("wan21_14b", 14_288_491_584, 1678.4, 52_428_800)],
@@ -320,8 +351,19 @@ def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**cfg.model.architecture)
     assert sum(parameter.numel() for parameter in transformer.parameters()) == parameters
-    flops = forward_flops(transformer.config, (16, 21, 60, 104), cfg.model.max_text_tokens)
-    assert flops / 1e12 == pytest.approx(tflop, abs=0.05)
+    sizes = (16, 21, 60, 104), cfg.model.max_text_tokens
+    vae = WanVideoDecoder(AutoencoderKLWan())
+    flops = unit_flops(transformer.config, vae, *sizes, gradient_checkpointing=True)
+    assert flops.forward / 1e12 == pytest.approx(tflop, abs=0.05)
+    assert flops.decode / 1e15 == pytest.approx(0.275, abs=0.0005)
+    forward, projections = by_hand(transformer.config)
+    assert flops.forward == pytest.approx(forward, rel=2e-4)
+    assert flops.backward == pytest.approx(2 * forward, rel=2e-4)
+    assert flops.recompute == pytest.approx(forward, rel=2e-4)
+    adapted = unit_flops(transformer.config, vae, *sizes, cfg.optim.lora)
+    assert adapted.forward > flops.forward and adapted.forward < 1.01 * flops.forward
+    assert adapted.backward == pytest.approx(2 * forward - projections, rel=0.01)
+    assert adapted.recompute == 0
     add_lora(transformer, **cfg.optim.lora)
     assert sum(value.numel() for value in transformer.parameters() if value.requires_grad) == lora
 

@@ -13,7 +13,7 @@ import torch
 from flash_grpo.algorithm.batches import Layout
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
-from flash_grpo.algorithm.types import PromptBatch
+from flash_grpo.algorithm.types import PromptBatch, UnitFlops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,22 @@ class Counts:
         """Transformer backwards, per sample."""
         return evaluations_per_velocity * self.trained_states
 
-    def pflop(self, evaluations_per_velocity: int, flops_per_forward: float, kl: bool) -> float:
-        """1e-15 × (forwards + 2 × backwards) × FLOPs of one forward of one sample: `records.schema.Cost.pflop`."""
-        units = self.forwards(evaluations_per_velocity, kl) + 2 * self.backwards(evaluations_per_velocity)
-        return 1e-15 * units * flops_per_forward
+    def pflop(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool) -> float:
+        """PFLOP of the transformer: `records.schema.Cost.pflop`."""
+        return pflop(flops, self.forwards(evaluations_per_velocity, kl), self.backwards(evaluations_per_velocity))
+
+    def pflop_all(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool, reward_flops: float = 0.0) -> float:
+        """PFLOP of transformer, decoder and the reward's networks: `records.schema.Cost.pflop_all`.
+
+        reward_flops: of the reward's networks on one video.
+        """
+        rest = self.videos * (flops.decode + reward_flops)
+        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * rest
+
+
+def pflop(flops: UnitFlops, forwards: float, backwards: float) -> float:
+    """Return the transformer's PFLOP, 1e-15 FLOP, of so many evaluations, with what gradient checkpointing recomputes."""
+    return 1e-15 * (forwards * flops.forward + backwards * (flops.backward + flops.recompute))
 
 
 def counted(

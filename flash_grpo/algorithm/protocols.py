@@ -7,20 +7,20 @@ from typing import Protocol
 
 import torch
 
-from flash_grpo.algorithm.types import Scores
+from flash_grpo.algorithm.types import Scores, UnitFlops
 
 
 class Policy(Protocol):
     """A velocity field over latents, with its text encoder and its decoder.
 
     latent_shape: (C, F, H, W). evaluations_per_velocity: transformer forwards per sample, 2 with classifier-free guidance.
-    flops_per_forward: of one transformer forward of one sample. forwards_together: `velocity` needs all ranks, which must
+    flops: of each kind of work on one sample. forwards_together: `velocity` needs all ranks, which must
     call it, and go backward through it, equally often.
     """
 
     latent_shape: tuple[int, ...]
     evaluations_per_velocity: int
-    flops_per_forward: float
+    flops: UnitFlops
     forwards_together: bool
 
     def encode(self, texts: Iterable[str]) -> torch.Tensor:

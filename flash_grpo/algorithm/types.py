@@ -135,6 +135,23 @@ class Transitions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitFlops:
+    """The FLOPs of each kind of work on one sample, attention included."""
+
+    forward: float
+    """Of one transformer forward, adapters included."""
+
+    backward: float
+    """Of one transformer backward. With adapters only, frozen weights have no gradient, so it is less than two forwards."""
+
+    recompute: float = 0.0
+    """Of what gradient checkpointing computes again in a backward; 0 without it."""
+
+    decode: float = 0.0
+    """Of decoding one video."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """What one iteration's denoising made on this rank. `condition_BMD` is the text condition the policy was given, on the
     policy's device; videos and transitions lie on the CPU.
@@ -150,12 +167,14 @@ class Rollouts:
 class Scores:
     """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better.
 
-    device_seconds: what it cost on devices that are no rank's own (a reward server's).
+    device_seconds: what it cost on devices that are no rank's own (a reward server's). flops: of the reward's networks, over
+    all B videos; 0 for a reward that has none.
     """
 
     total_B: torch.Tensor
     parts: dict[str, torch.Tensor]
     device_seconds: float = 0.0
+    flops: float = 0.0
 
 
 def joined_scores(parts: "list[Scores]") -> "Scores":
@@ -164,6 +183,7 @@ def joined_scores(parts: "list[Scores]") -> "Scores":
         total_B=torch.cat([part.total_B for part in parts]),
         parts={name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
         device_seconds=sum(part.device_seconds for part in parts),
+        flops=sum(part.flops for part in parts),
     )
 
 

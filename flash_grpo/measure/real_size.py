@@ -54,7 +54,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "transitions": sizes["transitions"],
         "parameters": sum(parameter.numel() for parameter in frozen),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
-        "tflop_per_forward": _digits(policy.flops_per_forward / 1e12),
+        "tflop_per_forward": _digits(policy.flops.forward / 1e12),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "dtype": cfg.model.dtype,
         "torch": torch.__version__,
@@ -82,12 +82,13 @@ def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str
         trainer.journal.done.clear()
         trainer.updater.apply_gradients()
 
-    velocity = policy.evaluations_per_velocity * policy.flops_per_forward
+    forward = policy.evaluations_per_velocity * policy.flops.forward
+    backward = policy.evaluations_per_velocity * (policy.flops.backward + policy.flops.recompute)
     phases = {
-        "rollout": Phase(rollout, denoised.velocities * velocity),
-        "decode": Phase(lambda: policy.decode(latent_BCFHW)),
+        "rollout": Phase(rollout, denoised.velocities * forward),
+        "decode": Phase(lambda: policy.decode(latent_BCFHW), len(batch) * policy.flops.decode),
         "reward": Phase(lambda: trainer.rollouts.reward(video_BFHWC, batch.text)),
-        "update": Phase(update, 3 * len(transitions.x_SCFHW) * velocity),
+        "update": Phase(update, len(transitions.x_SCFHW) * (forward + backward)),
     }
     return phases, {"batch": len(batch), "transitions": len(transitions)}
 

@@ -1,40 +1,84 @@
-"""Count the FLOPs of a forward of Wan's transformer."""
+"""Count the FLOPs of Wan's transformer and decoder on torch's meta device, which takes neither memory nor time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.flop_counter import FlopCounterMode
 
+from flash_grpo.algorithm.types import UnitFlops
+from flash_grpo.policies.lora import add_lora
+from flash_grpo.policies.vae import WanVideoDecoder
 
-@torch.no_grad()
-def forward_flops(config: Mapping[str, Any], latent_shape: tuple[int, ...], text_tokens: int) -> float:
-    """Return the FLOPs of one forward of one sample, attention included.
+Passes = tuple[float, float, float]  # forward, backward, recompute
 
-    config: of the transformer. latent_shape: (C, F, H, W). They are counted on torch's meta device, which takes neither
-    memory nor time.
+
+def unit_flops(
+    config: Mapping[str, Any],
+    codec: Any,
+    latent_shape: tuple[int, ...],
+    text_tokens: int,
+    lora: Mapping[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
+) -> UnitFlops:
+    """Return the FLOPs of each kind of work on one sample.
+
+    config: of the transformer. codec: the decoder, `WanVideoDecoder` or one with its two calls. latent_shape: (C, F, H, W).
+    lora: the adapters' settings, see `lora.add_lora`; None trains every weight. A transformer's blocks are alike, so one of
+    one block and one of two are counted.
     """
+    one, two = (
+        _passes({**config, "num_layers": layers}, latent_shape, text_tokens, lora, gradient_checkpointing)
+        for layers in (1, 2)
+    )
+    blocks = config["num_layers"] - 1
+    forward, backward, recompute = (first + blocks * (second - first) for first, second in zip(one, two, strict=True))
+    return UnitFlops(forward=forward, backward=backward, recompute=recompute, decode=decode_flops(codec, latent_shape))
+
+
+def decode_flops(codec: Any, latent_shape: tuple[int, ...]) -> float:
+    """Return the FLOPs of decoding one video, in one tile. From the second latent frame on, all frames cost alike."""
+    vae = codec.vae if isinstance(codec, WanVideoDecoder) else codec
+    with torch.device("meta"):
+        blank = type(vae).from_config(vae.config)
+    decoder = WanVideoDecoder(blank) if isinstance(blank, AutoencoderKLWan) else blank
+    channels, frames, height, width = latent_shape
+
+    def counted(count: int) -> float:
+        latent = torch.zeros(1, channels, count, height, width, device="meta")
+        return _counted(lambda: decoder.decode(latent))
+
+    if frames <= 3:
+        return counted(frames)
+    two, three = counted(2), counted(3)
+    return two + (frames - 2) * (three - two)
+
+
+@torch.enable_grad()
+def _passes(
+    config: Mapping[str, Any],
+    latent_shape: tuple[int, ...],
+    text_tokens: int,
+    lora: Mapping[str, Any] | None,
+    gradient_checkpointing: bool,
+) -> Passes:
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(config)
+        if lora:
+            add_lora(transformer, **lora)
         inputs = torch.zeros(1, *latent_shape), torch.zeros(1), torch.zeros(1, text_tokens, config["text_dim"])
+    forward = _counted(lambda: transformer(*inputs, return_dict=False))
+    plain = _counted(lambda: transformer(*inputs, return_dict=False)[0].sum().backward()) - forward
+    if not gradient_checkpointing:
+        return forward, plain, 0.0
+    transformer.train().enable_gradient_checkpointing()
+    again = _counted(lambda: transformer(*inputs, return_dict=False)[0].sum().backward()) - forward
+    return forward, plain, again - plain
+
+
+def _counted(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, attention_backend("native"):
-        transformer(*inputs, return_dict=False)
-    return float(counter.get_total_flops())
-
-
-@torch.no_grad()
-def tiny_flops(
-    transformer: WanTransformer3DModel, latent_shape: tuple[int, ...], encode: Callable[[list[str]], torch.Tensor]
-) -> float:
-    """Return the FLOPs of one forward of the tiny world's transformer, as its committed budgets count them.
-
-    encode: the policy's, which must not have encoded "" yet. The count lacks attention, which torch's counter does not see
-    on a CPU, and includes one encoding of the empty text. Another count would end every committed run at another iteration.
-    """
-    device = transformer.device
-    x, timestep = torch.zeros(1, *latent_shape, device=device), torch.zeros(1, device=device)
-    with FlopCounterMode(display=False) as counter:
-        transformer(x, timestep, encode([""]).to(device), return_dict=False)
+        work()
     return float(counter.get_total_flops())

@@ -9,12 +9,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers.utils import logging as transformers_logging
 
-from flash_grpo.policies.flops import forward_flops, tiny_flops
+from flash_grpo.policies.flops import unit_flops
 from flash_grpo.policies.loading import Loader
 from flash_grpo.policies.lora import add_lora, save_lora, without_lora
 from flash_grpo.policies.precision import precision_of
 from flash_grpo.policies.shard import shard_frozen
-from flash_grpo.policies.source import TINY
 from flash_grpo.policies.text import RandomConditions, TextConditions
 from flash_grpo.policies.tuning import tune
 
@@ -65,10 +64,7 @@ class WanPolicy:
         slicing: bool = False,
         shard: bool = False,
     ):
-        if weights not in WEIGHTS:
-            raise ValueError(f"model.weights={weights}: allowed are {', '.join(WEIGHTS)}")
-        if shard and not lora:
-            raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
+        _refuse(weights, shard, lora)
         self.device, self.guidance, self.negative_prompt = torch.device(device), guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
         self._lora, self._base = dict(lora or {}), None
@@ -81,10 +77,8 @@ class WanPolicy:
         if not shard:  # `shard_frozen` moves it block by block
             self.transformer.to(self.device)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
-        if path == TINY:
-            self.flops_per_forward = tiny_flops(self.transformer, self.latent_shape, self.encode)
-        else:
-            self.flops_per_forward = forward_flops(self.transformer.config, self.latent_shape, max_text_tokens)
+        sizes = self.latent_shape, max_text_tokens
+        self.flops = unit_flops(self.transformer.config, self.codec, *sizes, lora, gradient_checkpointing)
         if lora:
             add_lora(self.transformer, **lora)
         tune(self.transformer, self.device, self._precision.compute, gradient_checkpointing, attention, compile)
@@ -140,3 +134,11 @@ class WanPolicy:
         velocity = self._precision.forward(transformer, x_BCFHW.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), both)
         conditional, unconditional = velocity.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
+
+
+def _refuse(weights: str, shard: bool, lora: Mapping[str, Any] | None) -> None:
+    """Raise ValueError for values that do not fit together, before anything is loaded."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"model.weights={weights}: allowed are {', '.join(WEIGHTS)}")
+    if shard and not lora:
+        raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")

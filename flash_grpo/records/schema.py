@@ -12,22 +12,55 @@ from flash_grpo.records.slurm_job import SlurmJob
 FORMAT = 2  # of a run directory: 2 since checkpoints hold the parts' own states; records are read in every format
 
 
+COST_PHASES = ("rollout", "decode", "reward", "update")  # rollout: without decoding
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run has spent from its first iteration up to this record, evaluation not counted.
-
-    device_seconds: sum over ranks; wall seconds of rollout + reward + update on accelerators, process CPU seconds on a CPU.
-    server_seconds: those of device_seconds and of evaluation_seconds that reward servers spent, on devices not the run's own.
-    pflop: 1e-15 x (forward_evaluations + 2 x backward_evaluations) x FLOPs of one forward of one sample.
-    forward_evaluations: transformer forwards, counted per sample; classifier-free guidance counts twice.
-    backward_evaluations: transformer backwards, counted per sample.
+    """What a run has spent from its first iteration up to this record, evaluation not counted. Samples are counted singly:
+    classifier-free guidance counts a forward twice.
     """
 
     device_seconds: float = 0.0
+    """Sum over ranks; wall seconds of all phases on accelerators, process CPU seconds on a CPU."""
+
     pflop: float = 0.0
+    """The transformer's 1e-15 FLOP: forwards, backwards, and what gradient checkpointing computes again. The budget's unit.
+    Before Cost had `decodes`, it was (forwards + 2 x backwards) x FLOPs of a forward.
+    """
+
     forward_evaluations: int = 0
+    """Transformer forwards that were asked for, those of backwards included, recomputed ones not."""
+
     backward_evaluations: int = 0
+    """Transformer backwards."""
+
     server_seconds: float = 0.0
+    """The part of device_seconds + evaluation_seconds that was spent on reward servers, not on this run's own devices."""
+
+    recomputed_evaluations: int = 0
+    """Backwards that computed their forward again, by gradient checkpointing."""
+
+    decodes: int = 0
+    """Videos decoded."""
+
+    scored_videos: int = 0
+    """Videos scored by the reward."""
+
+    pflop_all: float = 0.0
+    """`pflop`, the decoder's, and that of the reward's networks. A reward that is not a network costs seconds only."""
+
+    rollout_seconds: float = 0.0
+    """device_seconds of denoising, decoding excluded."""
+
+    decode_seconds: float = 0.0
+    """device_seconds of decoding."""
+
+    reward_seconds: float = 0.0
+    """device_seconds of scoring, a reward server's included."""
+
+    update_seconds: float = 0.0
+    """device_seconds of optimizer steps: replay, backward, AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)

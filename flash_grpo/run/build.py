@@ -83,7 +83,7 @@ Planned = tuple[FlowSchedule, Method, Prompts, Layout]
 def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: Planned) -> Trainer:
     """Return the trainer that these parts make."""
     schedule, method, prompts, layout = parts
-    meter, journal = Meter(ranks, policy.flops_per_forward), Journal(ranks, policy.forwards_together)
+    meter, journal = Meter(ranks, policy.flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
         policy=policy,
         reward=reward,

@@ -1,4 +1,4 @@
-"""Meter what a run spends: device-seconds by phase, forward and backward evaluations, FLOPs."""
+"""Meter what a run spends: device-seconds by phase, evaluations, decodes, scored videos, FLOPs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from flash_grpo.records.schema import Cost
+from flash_grpo.algorithm.cost import pflop
+from flash_grpo.algorithm.types import UnitFlops
+from flash_grpo.records.schema import COST_PHASES, Cost
 from flash_grpo.training.ranks import Ranks
 
 EVALUATION, SERVERS = "evaluation", "servers"
+COUNTS = ("forwards", "backwards", "decodes", "scored", "reward_flops")
 
 
 class Meter:
@@ -20,44 +23,52 @@ class Meter:
     machine do not charge each other. `evaluation` is accounted apart and is no part of the cost.
     """
 
-    def __init__(self, ranks: Ranks, flops_per_forward: float):
-        self.ranks, self.flops_per_forward = ranks, flops_per_forward
+    def __init__(self, ranks: Ranks, flops: UnitFlops):
+        self.ranks, self.flops = ranks, flops
         self.cost, self.evaluation_seconds = Cost(), 0.0
         self.seconds: dict[str, float] = {}
-        self._device = {"work": 0.0, EVALUATION: 0.0, SERVERS: 0.0}
-        self._forwards = self._backwards = 0
+        self._device = dict.fromkeys((*COST_PHASES, EVALUATION, SERVERS), 0.0)
+        self._counts = dict.fromkeys(COUNTS, 0.0)
+        self._charge_outer: Callable[[bool], None] = lambda time_passed: None
 
     @contextmanager
     def phase(self, name: str, only_completed: bool = False) -> Iterator[Callable[[], None]]:
         """Time the block, and charge it to `name`. Yields a function that charges what has passed so far.
 
-        only_completed: if the block raises, leave out what has passed since the last charge: it will be done, and charged,
-        again.
+        A phase in another interrupts it: its time is not charged to the other. only_completed: if the block raises, leave
+        out what has passed since the last charge: it will be done, and charged, again.
         """
+        self._charge_outer(True)
         mark = [time.perf_counter(), self._device_clock()]
+        outer = self._charge_outer
 
-        def charge() -> None:
+        def charge(time_passed: bool = True) -> None:
             wall, device = time.perf_counter(), self._device_clock()
-            self.seconds[name] = self.seconds.get(name, 0.0) + wall - mark[0]
-            self._device[EVALUATION if name == EVALUATION else "work"] += device - mark[1]
+            if time_passed:
+                self.seconds[name] = self.seconds.get(name, 0.0) + wall - mark[0]
+                self._device[name] += device - mark[1]
             mark[:] = wall, device
 
+        self._charge_outer = charge
         try:
             yield charge
         except BaseException:
-            if not only_completed:
-                charge()
+            charge(not only_completed)
             raise
-        charge()
+        else:
+            charge()
+        finally:
+            self._charge_outer = outer
+            outer(False)
 
-    def count(self, forwards: int = 0, backwards: int = 0) -> None:
-        """Count transformer evaluations of this rank, per sample."""
-        self._forwards += forwards
-        self._backwards += backwards
+    def count(self, **counts: float) -> None:
+        """Count what this rank has computed, by the names of COUNTS, evaluations per sample."""
+        for name, count in counts.items():
+            self._counts[name] += count
 
-    def charge(self, device_seconds: float, name: str = "work") -> None:
+    def charge(self, device_seconds: float, name: str = "reward") -> None:
         """Charge what other devices spent for this rank: a reward server's."""
-        self._device[EVALUATION if name == EVALUATION else "work"] += device_seconds
+        self._device[name] += device_seconds
         self._device[SERVERS] += device_seconds
 
     def state(self) -> dict[str, Any]:
@@ -69,32 +80,20 @@ class Meter:
 
     def unsettled(self) -> dict[str, Any]:
         """Return what this rank has spent since the last settling."""
-        return {
-            "seconds": self.seconds,
-            "device": self._device,
-            "forwards": self._forwards,
-            "backwards": self._backwards,
-        }
+        return {"seconds": self.seconds, "device": self._device, "counts": self._counts}
 
     def restore_unsettled(self, unsettled: dict[str, Any]) -> None:
         self.seconds, self._device = unsettled["seconds"], unsettled["device"]
-        self._forwards, self._backwards = unsettled["forwards"], unsettled["backwards"]
+        self._counts = unsettled["counts"]
 
     def settle(self) -> dict[str, float]:
         """Add what all ranks spent since the last call to the cost; return this rank's wall seconds by phase."""
-        mine = [*(self._device[name] for name in ("work", EVALUATION, SERVERS)), self._forwards, self._backwards]
-        work, evaluation, servers, *counts = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        forwards, backwards = map(int, counts)
-        self.cost = Cost(
-            device_seconds=self.cost.device_seconds + work,
-            pflop=self.cost.pflop + 1e-15 * (forwards + 2 * backwards) * self.flops_per_forward,
-            forward_evaluations=self.cost.forward_evaluations + forwards,
-            backward_evaluations=self.cost.backward_evaluations + backwards,
-            server_seconds=self.cost.server_seconds + servers,
-        )
-        self.evaluation_seconds += evaluation
+        mine = torch.tensor([*self._device.values(), *self._counts.values()], dtype=torch.float64)
+        spent = dict(zip((*self._device, *self._counts), self.ranks.sum(mine).tolist(), strict=True))
+        self.cost = added(self.cost, spent, self.flops)
+        self.evaluation_seconds += spent[EVALUATION]
         seconds, self.seconds = self.seconds, {}
-        self._device, self._forwards, self._backwards = dict.fromkeys(self._device, 0.0), 0, 0
+        self._device, self._counts = dict.fromkeys(self._device, 0.0), dict.fromkeys(COUNTS, 0.0)
         return seconds
 
     def _device_clock(self) -> float:
@@ -102,3 +101,21 @@ class Meter:
             return time.process_time()
         torch.accelerator.synchronize()
         return time.perf_counter()
+
+
+def added(cost: Cost, spent: dict[str, float], flops: UnitFlops) -> Cost:
+    """Return the cost after `spent`: device-seconds by phase, and the counts of `COUNTS`."""
+    forwards, backwards, decodes, scored = (int(spent[name]) for name in COUNTS[:4])
+    transformer = pflop(flops, forwards, backwards)
+    return Cost(
+        device_seconds=cost.device_seconds + sum(spent[phase] for phase in COST_PHASES),
+        pflop=cost.pflop + transformer,
+        forward_evaluations=cost.forward_evaluations + forwards,
+        backward_evaluations=cost.backward_evaluations + backwards,
+        server_seconds=cost.server_seconds + spent[SERVERS],
+        recomputed_evaluations=cost.recomputed_evaluations + (backwards if flops.recompute else 0),
+        decodes=cost.decodes + decodes,
+        scored_videos=cost.scored_videos + scored,
+        pflop_all=cost.pflop_all + transformer + 1e-15 * (decodes * flops.decode + spent["reward_flops"]),
+        **{f"{phase}_seconds": getattr(cost, f"{phase}_seconds") + spent[phase] for phase in COST_PHASES},
+    )

@@ -58,6 +58,7 @@ class RolloutMaker:
         for index in [index for index, answer in asked.items() if answer.ready()]:
             scores = asked.pop(index).get()
             self.meter.charge(scores.device_seconds)
+            self.meter.count(scored=len(scores.total_B), reward_flops=scores.flops)
             part = self.journal.done[f"rollouts/{index}"]
             self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0].clone())
             self.journal.done[f"scores/{index}"] = scores
@@ -104,7 +105,9 @@ class RolloutMaker:
             resumed=resumed,
         )
         self.meter.count(forwards=made.velocities * self.policy.evaluations_per_velocity)
-        videos = [self.policy.decode(latent) for latent in made.latent_BCFHW.split(self.at_once)]
+        with self.meter.phase("decode", only_completed=True):
+            videos = [self.policy.decode(latent) for latent in made.latent_BCFHW.split(self.at_once)]
+        self.meter.count(decodes=len(batch))
         return Rollouts(
             batch=batch,
             condition_BMD=condition_BMD,
