@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_analysis_study import write_study
+from test_study import write_study
 
 import analysis
 from analysis.archive import pack

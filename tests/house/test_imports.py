@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("flash_grpo", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 
 ROOMS = {  # what each may import of the others; itself it always may

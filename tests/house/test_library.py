@@ -9,7 +9,7 @@ import pytest
 
 import flash_grpo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_name_is_there_and_the_version_is_the_project_s():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis_study import METHODS, write_run, write_study
+from test_study import METHODS, write_run, write_study
 
 from analysis import ablation, curves, mechanism, paper, stability, tables, verdicts
 from analysis.archive import main as archive

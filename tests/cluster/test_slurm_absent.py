@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "squeue", "sinfo")
 DISABLED = "Slurm accounting storage is disabled"
 

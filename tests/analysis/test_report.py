@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis_artefacts import GAINS, measurements
-from test_analysis_study import write_run, write_study
+from test_artefacts import GAINS, measurements
+from test_study import write_run, write_study
 
 import analysis
 from analysis import render, report, sections

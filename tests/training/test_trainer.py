@@ -21,7 +21,7 @@ from flash_grpo.records.files import as_json
 from flash_grpo.run import compose
 from flash_grpo.tiny_world.reward import ShapesReward
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALL_METHODS = [
     *(f"method={path.stem}" for path in sorted(Path(compose.CONF, "method").glob("*.yaml"))),
     *(

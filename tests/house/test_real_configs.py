@@ -15,7 +15,7 @@ from flash_grpo.run.compose import CONF
 # each on one node, or on twelve
 SWEEPS = [(name, nodes * 8) for name in ("table1_1p3b", "fig4", "fig5", "ablation_1p3b") for nodes in (1, 12)]
 SWEEPS += [("table1_14b", 96)]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _composed(*overrides):

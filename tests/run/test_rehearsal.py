@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from flash_grpo.run.build import ConfigError
 from flash_grpo.run.rehearsal import rehearse
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REAL = {"table1_1p3b": 8, "table1_14b": 96, "fig4": 8, "fig5": 8, "ablation_1p3b": 8}
 
 

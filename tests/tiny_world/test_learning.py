@@ -10,7 +10,7 @@ from flash_grpo.records.files import read_records
 from flash_grpo.run import loop
 from flash_grpo.run.compose import CONF
 
-FIXTURE = Path(__file__).parents[1] / "analysis/fixtures/tiny_study.tar.xz"
+FIXTURE = Path(__file__).parents[2] / "analysis/fixtures/tiny_study.tar.xz"
 
 
 def test_flash_learns_on_the_tiny_world(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("ablations", "sweeps", "slurm")
 PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
 

@@ -11,6 +11,7 @@ from ranks_program import go_through
 
 from flash_grpo.records.files import read_manifest, read_records
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 
 
@@ -26,7 +27,7 @@ def two(tmp_path_factory):
     """The directory of the run on two ranks, and what each rank has to tell."""
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # flash_grpo, and conftest
     command = [*launch, str(PROGRAM), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def ranks(request, tmp_path_factory, wan_folder):
     folder = tmp_path_factory.mktemp(request.param)
     overrides = [*SMALL, *PIECES] if request.param == "plain" else [*_sharded(wan_folder, folder), *SMALL, *PIECES]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
     command = [*launch, str(PROGRAM), str(folder / "told"), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,48 +1,12 @@
-"""Test videos on disk, and VBench's results."""
+"""Test `python -m flash_grpo.evaluate --vbench`: where it puts VBench's results."""
 
 import json
 
-import imageio.v3 as imageio
 import pytest
-import torch
 
 from analysis import paper
 from flash_grpo import evaluate
-from flash_grpo.measure.videos import vbench_name, write_mp4
 from flash_grpo.records.vbench import read_vbench
-
-
-def test_names_are_vbenchs_where_the_file_system_allows():
-    assert vbench_name("a cat, running", 3) == "a cat, running-3.mp4"
-    long, other = "x" * 500 + "a", "x" * 500 + "b"
-    assert len(vbench_name("ü" * 300, 0).encode()) <= 255
-    assert vbench_name(long, 0) != vbench_name(other, 0)
-    assert "/" not in vbench_name("a/b", 0) and vbench_name("a/b", 0) != vbench_name("a_b", 0)
-
-
-def test_an_mp4_shows_what_was_written(tmp_path):
-    ramp = torch.arange(32).reshape(1, 1, 32, 1).expand(5, 30, 32, 3) * 7
-    video = (ramp + torch.arange(5).reshape(5, 1, 1, 1) * 5).clamp(max=255).to(torch.uint8)
-    write_mp4(tmp_path / "some" / "video.mp4", video)
-    read = torch.from_numpy(imageio.imread(tmp_path / "some" / "video.mp4", plugin="FFMPEG"))
-    assert read.shape == video.shape
-    assert (read.int() - video.int()).abs().float().mean() < 4
-
-
-def test_vbench_results_are_read_as_percent(tmp_path):
-    file = tmp_path / "x_eval_results.json"
-    file.write_text(json.dumps({"subject_consistency": [0.97, [{"video_path": "a"}]], "imaging_quality": [0.625, []]}))
-    assert read_vbench(file) == {"subject_consistency": 97.0, "imaging_quality": 62.5}
-    for wrong in ("[]", "{", '{"a": []}'):
-        file.write_text(wrong)
-        with pytest.raises(ValueError, match="not VBench's results"):
-            read_vbench(file)
-
-
-def test_a_vbench_file_in_percent_is_not_multiplied_again(tmp_path):
-    file = tmp_path / "x_eval_results.json"
-    file.write_text(json.dumps({"subject_consistency": [97.0, []], "object_class": 0.5}))
-    assert read_vbench(file) == {"subject_consistency": 97.0, "object_class": 0.5}
 
 
 def test_vbench_results_that_were_read_back_fill_table_1(tmp_path, capsys):

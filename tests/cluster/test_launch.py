@@ -15,7 +15,7 @@ from flash_grpo.cluster.site import COMMANDS, refuse_what_cannot_run
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, read_submitted
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAYS = {"sinfo": "echo 'gpu*|10:00'; echo 'long|1-00:00:00'", "sbatch": "echo Submitted batch job 12"}
 PARAMS = {"timeout_min": 5, "signal_delay_s": 60, "gpus_per_node": None, "tasks_per_node": 1}
 PARAMS |= {"account": None, "partition": None}

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from test_analysis_artefacts import GAINS, measurements
-from test_analysis_study import METHODS, write_run, write_study
+from test_artefacts import GAINS, measurements
+from test_study import METHODS, write_run, write_study
 
 from analysis import curves, figures, sections, statistics, style
 from analysis.study import load_study
