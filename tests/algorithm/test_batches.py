@@ -11,8 +11,8 @@ TEXTS = Prompts(train=tuple("abcdefg"), test=("z",))
 def test_every_pass_over_the_prompts_visits_each_once_in_an_order_of_its_own():
     drawn = [text for iteration in range(1, 15) for text in TEXTS.drawn(iteration, 3, seed=0)]
     passes = [drawn[start : start + 7] for start in range(0, 42, 7)]
-    assert all(sorted(one) == list("abcdefg") for one in passes)
-    assert len({tuple(one) for one in passes}) > 1
+    assert all(sorted(one_pass) == list("abcdefg") for one_pass in passes)
+    assert len({tuple(one_pass) for one_pass in passes}) > 1
     assert TEXTS.drawn(1, 7, seed=0) != TEXTS.drawn(1, 7, seed=1)
 
 

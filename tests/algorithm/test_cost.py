@@ -53,8 +53,8 @@ def test_shared_noise_saves_all_but_one_sibling_up_to_the_stochastic_step(config
 def test_groups_that_are_split_over_ranks_share_less(config):
     """On two ranks the only group's halves share their noise each by itself."""
     fixed = ("ablations=shared_noise", "method.plan.first_step=4", "method.plan.last_step=4")
-    one = ("rollout.layout.num_prompts=1", "rollout.layout.group_size=8")
-    whole, halves = (counted(*_planned(config, ranks, *fixed, *one), 0, 1, 64) for ranks in (1, 2))
+    one_group = ("rollout.layout.num_prompts=1", "rollout.layout.group_size=8")
+    whole, halves = (counted(*_planned(config, ranks, *fixed, *one_group), 0, 1, 64) for ranks in (1, 2))
     assert 8 * 11 - whole.rollout_velocities == 7 * 5
     assert 8 * 11 - halves.rollout_velocities == 2 * 3 * 5
     assert (whole.trained_states, halves.trained_states) == (1, 2)

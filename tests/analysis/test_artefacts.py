@@ -34,8 +34,8 @@ def summaries(study):
 
 
 def row(table: pd.DataFrame, column: str, value: str) -> pd.Series:
-    [found] = [item for _, item in table.iterrows() if item[column] == value]
-    return found
+    [series] = [item for _, item in table.iterrows() if item[column] == value]
+    return series
 
 
 def test_the_comparison_shows_reward_gain_and_seconds_of_every_method(study, summaries):
@@ -77,11 +77,11 @@ def test_main_effects_and_interaction_are_those_of_the_two_by_two_table(summarie
     table = ablation.effects_table(summaries)
     expected = {"ITG (main effect)": 0.2, "TGR (main effect)": 0.3, "ITG × TGR (interaction)": 0.2}
     for name, value in expected.items():
-        found = row(table, "Effect", name)
-        assert found["Effect on reward"].value == pytest.approx(value, abs=0.09)
-        assert found["Effect on reward"].low < value < found["Effect on reward"].high
-        assert found["Seeds"] == "paired"
-        assert found["n"] == 8
+        effect = row(table, "Effect", name)
+        assert effect["Effect on reward"].value == pytest.approx(value, abs=0.09)
+        assert effect["Effect on reward"].low < value < effect["Effect on reward"].high
+        assert effect["Seeds"] == "paired"
+        assert effect["n"] == 8
 
 
 def test_effects_of_two_sdes_are_pooled_by_stratum(tmp_path):
@@ -97,10 +97,10 @@ def test_effects_of_two_sdes_are_pooled_by_stratum(tmp_path):
 def test_arms_without_shared_seeds_are_compared_unpaired(tmp_path):
     write_study(tmp_path / "s", methods=["flash"], seeds=range(4), gain=0.8)
     write_study(tmp_path / "s", methods=["full"], seeds=range(10, 14), gain=0.2)
-    found = ablation.effect(curves.run_summaries(load_study(tmp_path / "s")), {"flash": 1, "full": -1})
-    assert not found.paired
-    assert found.estimate.n == 4
-    assert found.estimate.low < 0.7 < found.estimate.high
+    effect = ablation.effect(curves.run_summaries(load_study(tmp_path / "s")), {"flash": 1, "full": -1})
+    assert not effect.paired
+    assert effect.estimate.n == 4
+    assert effect.estimate.low < 0.7 < effect.estimate.high
 
 
 def test_differences_from_flash_are_paired_by_seed_and_by_prompt(study, summaries):
@@ -255,8 +255,8 @@ def test_two_seeds_resolve_nothing(tmp_path):
 
 
 def test_a_claim_needs_holms_p_below_5_percent_beside_the_interval():
-    found = ablation.Effect(Estimate(0.1, 0.01, 0.2, 8, 0.03), np.full(8, 0.1), True)
-    claim = verdicts.Claim(text="", noise="", measure="", side=1, found=found, shown=found.estimate)
+    effect = ablation.Effect(Estimate(0.1, 0.01, 0.2, 8, 0.03), np.full(8, 0.1), True)
+    claim = verdicts.Claim(text="", noise="", measure="", side=1, found=effect, shown=effect.estimate)
     assert verdicts.verdict(claim, 0.03) == "supported"
     assert verdicts.verdict(claim, 0.12).startswith("not resolved")
 

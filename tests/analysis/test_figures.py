@@ -88,8 +88,8 @@ def draw(path, cost="device_seconds", **options):
 
 
 def line(ax, start: str):
-    [found] = [item for item in ax.get_lines() if item.get_label().startswith(start)]
-    return found
+    [curve] = [item for item in ax.get_lines() if item.get_label().startswith(start)]
+    return curve
 
 
 def test_a_line_is_the_mean_over_seeds_and_its_band_their_interval(tmp_path):

@@ -89,9 +89,9 @@ def test_every_figure_comes_as_png_and_pdf_and_every_table_in_three_formats(made
     pictures = {file.stem for file in made.glob("*.png")}
     assert pictures == {file.stem for file in made.glob("*.pdf")}
     assert len(pictures) == 14
-    found = {suffix: {file.stem for file in made.glob(f"*.{suffix}")} for suffix in ("md", "csv", "tex")}
-    assert found["md"] == found["csv"] == found["tex"]
-    assert found["md"] >= {"verdicts", "comparison", "ablation", "effects", "differences", "stability", "runs", "cost"}
+    stems = {suffix: {file.stem for file in made.glob(f"*.{suffix}")} for suffix in ("md", "csv", "tex")}
+    assert stems["md"] == stems["csv"] == stems["tex"]
+    assert stems["md"] >= {"verdicts", "comparison", "ablation", "effects", "differences", "stability", "runs", "cost"}
 
 
 def test_the_page_is_self_contained_and_escapes_what_runs_say(made):
@@ -199,12 +199,12 @@ addEventListener('message', e => {{ document.getElementById('measured').textCont
 
 
 def chromium() -> str:
-    found = next(
+    executable = next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
     )
-    if found is None:
+    if executable is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium): the page was not looked at")
-    return found
+    return executable
 
 
 def in_browser(page: Path, width: int, folder: Path) -> dict:

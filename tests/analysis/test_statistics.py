@@ -122,8 +122,8 @@ def test_the_smallest_detectable_effect_is_found_four_times_in_five(n):
     random = np.random.default_rng(n)
     unit = np.resize([-1.0, 1.0], n)
     effect = smallest_detectable_effect(unit) / unit.std(ddof=1)
-    found = stats.ttest_1samp(random.normal(effect, 1, size=(n, 4000)), 0).pvalue < 0.05
-    assert np.mean(found) == pytest.approx(0.8, abs=0.025)
+    rejections = stats.ttest_1samp(random.normal(effect, 1, size=(n, 4000)), 0).pvalue < 0.05
+    assert np.mean(rejections) == pytest.approx(0.8, abs=0.025)
 
 
 def test_the_interquartile_mean_ignores_outliers():

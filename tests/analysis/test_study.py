@@ -178,8 +178,8 @@ def test_a_field_that_older_records_lack_is_missing_and_noted(tmp_path):
 
 def test_a_manifest_that_lacks_a_field_is_read_and_noted(tmp_path):
     run = write_run(tmp_path / "s" / "a")
-    known = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({key: known[key] for key in ("method", "seed", "status", "config")}))
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({key: manifest[key] for key in ("method", "seed", "status", "config")}))
     study = load_study(tmp_path / "s")
     assert list(study.runs["method"]) == ["flash"]
     assert any("lacks config_hash" in note for note in study.notes)
@@ -187,10 +187,10 @@ def test_a_manifest_that_lacks_a_field_is_read_and_noted(tmp_path):
 
 def test_a_run_with_slurm_s_bill_reads_as_one_without(tmp_path):
     billed, plain = write_run(tmp_path / "s" / "a"), write_run(tmp_path / "s" / "b", seed=1)
-    known = json.loads((billed / "run.json").read_text())
-    (billed / "run.json").write_text(json.dumps({**known, "bill": {"starts": [], "device_seconds": 7}}))
-    del known["bill"]
-    (plain / "run.json").write_text(json.dumps({**known, "seed": 1}))
+    manifest = json.loads((billed / "run.json").read_text())
+    (billed / "run.json").write_text(json.dumps({**manifest, "bill": {"starts": [], "device_seconds": 7}}))
+    del manifest["bill"]
+    (plain / "run.json").write_text(json.dumps({**manifest, "seed": 1}))
     study = load_study(tmp_path / "s")
     assert list(study.runs["run"]) == ["a", "b"]
     assert not study.notes

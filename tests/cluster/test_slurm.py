@@ -24,8 +24,8 @@ def say(place, status):
     from flash_grpo.records.files import write_manifest
     from flash_grpo.records.schema import RunManifest
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "slurm": {key: os.environ[key] for key in IDS if key in os.environ}}
-    told = dict.fromkeys(RunManifest.__dataclass_fields__) | {"run_name": place.name, "status": status, "reason": ""}
-    write_manifest(place, RunManifest(**told | {"starts": [start]}))
+    fields = dict.fromkeys(RunManifest.__dataclass_fields__) | {"run_name": place.name, "status": status, "reason": ""}
+    write_manifest(place, RunManifest(**fields | {"starts": [start]}))
 
 @hydra.main(config_path=".", config_name="config", version_base="1.3")
 def main(cfg):
@@ -122,7 +122,8 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(cluster, tmp_path):
+def submit(cluster, tmp_path):
+    """`submit("steps=20")` submits a sweep of the toy program in the test's directory."""
     started: list[Sweep] = []
 
     def start(*arguments: str) -> Sweep:
@@ -130,50 +131,50 @@ def sweep(cluster, tmp_path):
         return started[-1]
 
     yield start
-    for one in started:
-        one.process.kill()
+    for sweep in started:
+        sweep.process.kill()
 
 
-def continued_without_repeating_a_step(one: Sweep, run: str, rank: int = 0) -> bool:
+def continued_without_repeating_a_step(sweep: Sweep, run: str, rank: int = 0) -> bool:
     """Return True if there were two starts and each step was done once, in order."""
-    steps = [int(step) for step in one.read(run, "steps", rank)]
-    return len(one.read(run, "starts", rank)) == 2 and steps == list(range(1, len(steps) + 1))
+    steps = [int(step) for step in sweep.read(run, "steps", rank)]
+    return len(sweep.read(run, "starts", rank)) == 2 and steps == list(range(1, len(steps) + 1))
 
 
-def test_an_exception_on_any_rank_fails_the_job_and_no_other(sweep):
-    one = sweep("do=work,raise", "raising_rank=1", "hydra.launcher.nodes=2")
-    code, output = one.end()
-    work, failing = one.jobs()
+def test_an_exception_on_any_rank_fails_the_job_and_no_other(submit):
+    sweep = submit("do=work,raise", "raising_rank=1", "hydra.launcher.nodes=2")
+    code, output = sweep.end()
+    work, failing = sweep.jobs()
     assert code == 1
     assert "1 of 2 runs complete" in output
     assert "FAILED  raise0: ValueError: no such reward" in output
-    assert one.state(work) == "COMPLETED 0:0"
-    assert one.state(failing).startswith("FAILED")
-    log = (one.folder / f"study/.submitit/{failing}/{failing}_1_log.out").read_text()
+    assert sweep.state(work) == "COMPLETED 0:0"
+    assert sweep.state(failing).startswith("FAILED")
+    log = (sweep.folder / f"study/.submitit/{failing}/{failing}_1_log.out").read_text()
     assert "Traceback" in log
 
 
-def test_tasks_on_several_nodes_know_their_group(sweep):
-    one = sweep("steps=1", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
-    code, output = one.end()
-    groups = {tuple(one.read("work0", "starts", rank)[0].split()[1:]) for rank in range(4)}
+def test_tasks_on_several_nodes_know_their_group(submit):
+    sweep = submit("steps=1", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
+    code, output = sweep.end()
+    groups = {tuple(sweep.read("work0", "starts", rank)[0].split()[1:]) for rank in range(4)}
     assert code == 0, output
     assert len(groups) == 1
     assert next(iter(groups))[0] == "4"
 
 
-def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(sweep):
+def test_a_preempted_run_saves_on_all_ranks_and_comes_back_alone(submit):
     shape = ("hydra.launcher={nodes:2,tasks_per_node:4,cpus_per_task:4}",)  # eight ranks on whole nodes
-    one = sweep("seed=0,1", "steps=40", "hydra.launcher.partition=preemptible", *shape)
-    one.until_step("work0", 5)
-    nodes = one.slurm("squeue", "-h", "-j", one.jobs()[0], "-o", "%N").strip()
-    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-N2", "-w", nodes, "-o", "/dev/null", "--wrap", "sleep 3")
-    code, output = one.end(90)
+    sweep = submit("seed=0,1", "steps=40", "hydra.launcher.partition=preemptible", *shape)
+    sweep.until_step("work0", 5)
+    nodes = sweep.slurm("squeue", "-h", "-j", sweep.jobs()[0], "-o", "%N").strip()
+    sweep.slurm("sbatch", "-p", "gpu", "--exclusive", "-N2", "-w", nodes, "-o", "/dev/null", "--wrap", "sleep 3")
+    code, output = sweep.end(90)
     assert code == 0, output
-    assert all(continued_without_repeating_a_step(one, "work0", rank) for rank in range(8))
-    assert len(one.read("work1", "starts")) == 1
-    assert one.read("work0", "child") == ["None"]  # what a run starts outlives the signal, and never the job:
-    children = [int(pid) for rank in range(8) for pid in one.read("work0", "pids", rank)]
+    assert all(continued_without_repeating_a_step(sweep, "work0", rank) for rank in range(8))
+    assert len(sweep.read("work1", "starts")) == 1
+    assert sweep.read("work0", "child") == ["None"]  # what a run starts outlives the signal, and never the job:
+    children = [int(pid) for rank in range(8) for pid in sweep.read("work0", "pids", rank)]
     eventually(lambda: not any(map(_is_a_living_child, children)), "all children gone")
 
 
@@ -186,38 +187,38 @@ def _is_a_living_child(pid: int) -> bool:
         return False
 
 
-def preempt(one: Sweep, run: str) -> None:
+def preempt(sweep: Sweep, run: str) -> None:
     """Submit a job of a higher tier to the run's nodes, so that Slurm sends SIGTERM to its ranks."""
-    job = one.jobs()[0]
-    eventually(lambda: one.read(run, "starts"), "started")
-    nodes = one.slurm("squeue", "-h", "-j", job, "-o", "%N %D").split()
-    one.slurm(
+    job = sweep.jobs()[0]
+    eventually(lambda: sweep.read(run, "starts"), "started")
+    nodes = sweep.slurm("squeue", "-h", "-j", job, "-o", "%N %D").split()
+    sweep.slurm(
         "sbatch", "-p", "gpu", "--exclusive", f"-N{nodes[1]}", "-w", nodes[0], "-o", "/dev/null", "--wrap", "sleep 3"
     )
 
 
-def warn(one: Sweep, run: str) -> None:
+def warn(sweep: Sweep, run: str) -> None:
     """Send USR2, as Slurm does before a time limit."""
-    eventually(lambda: one.read(run, "starts"), "started")
-    one.slurm("scancel", "--signal=USR2", one.jobs()[0])
+    eventually(lambda: sweep.read(run, "starts"), "started")
+    sweep.slurm("scancel", "--signal=USR2", sweep.jobs()[0])
 
 
 EIGHT = "hydra.launcher={partition:preemptible,nodes:2,tasks_per_node:4,cpus_per_task:4}"  # ranks, on whole nodes
-ASKED = pytest.mark.parametrize(
+SIGNALS = pytest.mark.parametrize(
     ("ask", "shape", "ranks"), [(warn, (), 1), (preempt, (EIGHT,), 8)], ids=["USR2 to one rank", "TERM to eight"]
 )
 
 
-@ASKED
-def test_a_signal_in_c_code_waits_for_it_to_return(sweep, ask, shape, ranks):
-    one = sweep("steps=20", "c_s=4", *shape)
-    eventually(lambda: all(one.read("work0", "c", rank) for rank in range(ranks)), "in C code")
-    ask(one, "work0")
-    code, output = one.end(120)
+@SIGNALS
+def test_a_signal_in_c_code_waits_for_it_to_return(submit, ask, shape, ranks):
+    sweep = submit("steps=20", "c_s=4", *shape)
+    eventually(lambda: all(sweep.read("work0", "c", rank) for rank in range(ranks)), "in C code")
+    ask(sweep, "work0")
+    code, output = sweep.end(120)
     assert code == 0, output
     for rank in range(ranks):
-        assert continued_without_repeating_a_step(one, "work0", rank)
-        assert one.read("work0", "c", rank) == ["begun", "returned", "begun", "returned"]
+        assert continued_without_repeating_a_step(sweep, "work0", rank)
+        assert sweep.read("work0", "c", rank) == ["begun", "returned", "begun", "returned"]
 
 
 FLAKY = """#!/bin/sh
@@ -226,98 +227,98 @@ exec {scontrol} "$@"
 """
 
 
-def test_a_time_limit_s_warning_requeues_the_run_though_the_controller_is_busy(sweep, cluster, tmp_path, monkeypatch):
+def test_a_time_limit_s_warning_requeues_the_run_though_the_controller_is_busy(submit, cluster, tmp_path, monkeypatch):
     fake, refused = tmp_path / "bin/scontrol", tmp_path / "refused"
     fake.parent.mkdir()
     fake.write_text(FLAKY.format(refused=refused, scontrol=shutil.which("scontrol")))
     fake.chmod(0o755)
     monkeypatch.setitem(cluster, "PATH", f"{fake.parent}:{cluster['PATH']}")
-    one = sweep("steps=40")
-    one.until_step("work0", 5)
-    warn(one, "work0")
-    code, output = one.end(90)
+    sweep = submit("steps=40")
+    sweep.until_step("work0", 5)
+    warn(sweep, "work0")
+    code, output = sweep.end(90)
     assert code == 0, output
     assert refused.exists()
-    assert continued_without_repeating_a_step(one, "work0")
-    bill = json.loads((one.folder / "study/work0/run.json").read_text())["bill"]  # which the launcher wrote last
+    assert continued_without_repeating_a_step(sweep, "work0")
+    bill = json.loads((sweep.folder / "study/work0/run.json").read_text())["bill"]  # which the launcher wrote last
     assert [start["state"] for start in bill["starts"]] == ["REQUEUED", "COMPLETED"]
 
 
-@ASKED
-def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(sweep, ask, shape, ranks):
-    one = sweep("import_s=3", "steps=20", *shape)
-    ask(one, "work0")
-    code, output = one.end(120)
+@SIGNALS
+def test_a_signal_during_the_imports_is_neither_fatal_nor_lost(submit, ask, shape, ranks):
+    sweep = submit("import_s=3", "steps=20", *shape)
+    ask(sweep, "work0")
+    code, output = sweep.end(120)
     assert code == 0, output
-    assert all(continued_without_repeating_a_step(one, "work0", rank) for rank in range(ranks))
-    assert one.read("work0", "child") == ["None"]
+    assert all(continued_without_repeating_a_step(sweep, "work0", rank) for rank in range(ranks))
+    assert sweep.read("work0", "child") == ["None"]
 
 
-def test_a_cancelled_run_saves_and_stays_cancelled(sweep):
-    one = sweep("seed=0,1", "steps=40")
-    one.until_step("work0", 5)
-    one.slurm("scancel", one.jobs()[0])
-    code, _ = one.end(90)
+def test_a_cancelled_run_saves_and_stays_cancelled(submit):
+    sweep = submit("seed=0,1", "steps=40")
+    sweep.until_step("work0", 5)
+    sweep.slurm("scancel", sweep.jobs()[0])
+    code, _ = sweep.end(90)
     assert code == 1
-    assert one.read("work0", "saved")
-    assert len(one.read("work0", "starts")) == 1
-    assert one.state(one.jobs()[0]).startswith("CANCELLED")
-    assert one.state(one.jobs()[1]) == "COMPLETED 0:0"
+    assert sweep.read("work0", "saved")
+    assert len(sweep.read("work0", "starts")) == 1
+    assert sweep.state(sweep.jobs()[0]).startswith("CANCELLED")
+    assert sweep.state(sweep.jobs()[1]) == "COMPLETED 0:0"
 
 
-def test_a_killed_rank_ends_the_job_as_failed_within_seconds(sweep):
-    one = sweep("steps=1000", "hydra.launcher.tasks_per_node=2")
-    eventually(lambda: one.read("work0", "steps", 0) and one.read("work0", "steps", 1), "started")
+def test_a_killed_rank_ends_the_job_as_failed_within_seconds(submit):
+    sweep = submit("steps=1000", "hydra.launcher.tasks_per_node=2")
+    eventually(lambda: sweep.read("work0", "steps", 0) and sweep.read("work0", "steps", 1), "started")
     began = time.monotonic()
-    psutil.Process(int(one.read("work0", "pids", 1)[0])).parent().kill()
-    eventually(lambda: one.state(one.jobs()[0]).startswith("FAILED"), "failed")
+    psutil.Process(int(sweep.read("work0", "pids", 1)[0])).parent().kill()
+    eventually(lambda: sweep.state(sweep.jobs()[0]).startswith("FAILED"), "failed")
     assert time.monotonic() - began < 20
-    code, output = one.end()
+    code, output = sweep.end()
     assert code == 1
     assert "task 1: Killed" in output
 
 
-def test_a_run_that_is_cancelled_elsewhere_while_it_waits_ends_the_waiting_for_it(sweep):
-    one = sweep("seed=0,1", "steps=30", "hydra.launcher.array_parallelism=1")
-    one.until_step("work0", 1)
-    one.slurm("scancel", one.jobs()[1])
-    code, output = one.end()
+def test_a_run_that_is_cancelled_elsewhere_while_it_waits_ends_the_waiting_for_it(submit):
+    sweep = submit("seed=0,1", "steps=30", "hydra.launcher.array_parallelism=1")
+    sweep.until_step("work0", 1)
+    sweep.slurm("scancel", sweep.jobs()[1])
+    code, output = sweep.end()
     assert code == 1
     assert "1 of 2 runs complete" in output
     assert "FAILED  work1: cancelled: before it started" in output
 
 
-def test_a_node_that_goes_down_costs_only_what_was_not_saved(sweep):
-    one = sweep("steps=30")
-    one.until_step("work0", 5)
-    node = one.slurm("squeue", "-h", "-j", one.jobs()[0], "-o", "%N").strip()
-    one.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    subprocess.run([DEV_CLUSTER, "up"], env=one.environment, check=True)
-    code, output = one.end(90)
+def test_a_node_that_goes_down_costs_only_what_was_not_saved(submit):
+    sweep = submit("steps=30")
+    sweep.until_step("work0", 5)
+    node = sweep.slurm("squeue", "-h", "-j", sweep.jobs()[0], "-o", "%N").strip()
+    sweep.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    subprocess.run([DEV_CLUSTER, "up"], env=sweep.environment, check=True)
+    code, output = sweep.end(90)
     assert code == 0, output
-    assert len(one.read("work0", "starts")) == 2
+    assert len(sweep.read("work0", "starts")) == 2
 
 
-def test_what_was_submitted_is_what_runs(sweep):
-    one = sweep("seed=0")
-    one.end()
-    (start,) = one.read("work0", "starts")
+def test_what_was_submitted_is_what_runs(submit):
+    sweep = submit("seed=0")
+    sweep.end()
+    (start,) = sweep.read("work0", "starts")
     copied = Path(start.split()[0]).parent
-    assert one.folder in copied.parents
+    assert sweep.folder in copied.parents
     assert (copied / "process_exit.py").read_bytes() == (ROOT / "flash_grpo/process_exit.py").read_bytes()
     assert json.loads((copied.parent / "git.json").read_text())["dirty"] in (True, False)
 
 
-def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(sweep):
-    one = sweep("seed=0,1", "detach=true")
-    code, _ = one.end(20)
+def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(submit):
+    sweep = submit("seed=0,1", "detach=true")
+    code, _ = sweep.end(20)
     assert code == 0
-    assert not one.read("work0", "complete")
-    eventually(lambda: one.read("work0", "complete") and one.read("work1", "complete"), "complete")
+    assert not sweep.read("work0", "complete")
+    eventually(lambda: sweep.read("work0", "complete") and sweep.read("work1", "complete"), "complete")
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("hydra.launcher.partition=nowhere", "Invalid partition"),
         ("hydra.launcher={gpus_per_node:16,tasks_per_node:16}", "not available"),
@@ -334,29 +335,30 @@ def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(sweep):
         ("run_name=a/b", "without a /"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(sweep, cluster, monkeypatch, argument, told):
+def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(submit, cluster, monkeypatch, argument, message):
     name, _, value = argument.partition("=")
     if name.isupper():
         monkeypatch.setitem(cluster, name, value)
         argument = "seed=0"
-    one = sweep(*argument.split(" "))
-    code, output = one.end(30)
+    sweep = submit(*argument.split(" "))
+    code, output = sweep.end(30)
     assert code == 2
-    assert told in output
+    assert message in output
     assert len(output.strip().splitlines()) == 1
-    assert not one.slurm("squeue", "-h")
+    assert not sweep.slurm("squeue", "-h")
 
 
-def test_a_sweep_submitted_inside_an_allocation_asks_for_its_own(sweep, cluster, monkeypatch):
+def test_a_sweep_submitted_inside_an_allocation_asks_for_its_own(submit, cluster, monkeypatch):
     inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_TIMELIMIT": "1", "SBATCH_PARTITION": "short"}
     for name, value in inside.items():
         monkeypatch.setitem(cluster, name, value)
-    one = sweep("steps=1", "hydra.launcher.partition=preemptible")
-    code, output = one.end()
+    sweep = submit("steps=1", "hydra.launcher.partition=preemptible")
+    code, output = sweep.end()
     assert code == 0, output
-    told = one.slurm("sacct", "-nXP", "-j", one.jobs()[0], "-o", "Partition,TimelimitRaw,NTasks,AllocCPUS").strip()
-    assert told.startswith("preemptible|5|")
-    assert one.read("work0", "starts")[0].split()[1] == "None"
+    fields = "Partition,TimelimitRaw,NTasks,AllocCPUS"
+    allocation = sweep.slurm("sacct", "-nXP", "-j", sweep.jobs()[0], "-o", fields).strip()
+    assert allocation.startswith("preemptible|5|")
+    assert sweep.read("work0", "starts")[0].split()[1] == "None"
 
 
 @pytest.fixture(scope="module")
@@ -368,17 +370,18 @@ def large_cluster():
 
 def test_200_short_jobs_on_32_nodes_are_submitted_run_and_reported(large_cluster, tmp_path):
     limit = "hydra.launcher.timeout_min=20"  # 200 interpreters at once on a few real cores
-    one = Sweep(tmp_path, large_cluster, "seed=range(200)", "steps=5", limit)  # of 0.2 s
-    code, output = one.end(600)
+    sweep = Sweep(tmp_path, large_cluster, "seed=range(200)", "steps=5", limit)  # of 0.2 s
+    code, output = sweep.end(600)
     assert code == 0, output[-2000:]
     assert "200 of 200 runs complete" in output
-    assert len({one.read(f"work{seed}", "complete")[0] for seed in range(200)}) == 1
-    table = one.slurm(sys.executable, "-m", "flash_grpo.jobs", str(tmp_path / "study"))
+    assert len({sweep.read(f"work{seed}", "complete")[0] for seed in range(200)}) == 1
+    table = sweep.slurm(sys.executable, "-m", "flash_grpo.jobs", str(tmp_path / "study"))
     assert "200 runs: 200 complete" in table
 
 
 def test_submitting_200_runs_takes_at_most_150_ms_each_checks_included(large_cluster, small, tmp_path):
-    chosen = [*(one for one in small if "run_name" not in one), "slurm=cpu", "detach=true", f"runs_root={tmp_path}"]
+    overrides = [override for override in small if "run_name" not in override]
+    chosen = [*overrides, "slurm=cpu", "detach=true", f"runs_root={tmp_path}"]
     held = "+hydra.launcher.additional_parameters.hold=true"
     command = [sys.executable, ROOT / "train.py", "-m", "seed=range(200)", "study=many", held, *chosen]
     start = time.monotonic()

@@ -18,7 +18,7 @@ def _command(folder: Path, name: str, does: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "says", "told"),
+    ("missing", "says", "message"),
     [
         (
             COMMANDS,
@@ -31,7 +31,7 @@ def _command(folder: Path, name: str, does: str) -> None:
     ],
     ids=["no Slurm", "no sacct", "no accounting", "no accounting and no word"],
 )
-def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_path, missing, says, told):
+def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_path, missing, says, message):
     for name in set(COMMANDS) - set(missing):
         _command(tmp_path, name, f"printf '{says}' >&2; exit 1")
     command = [sys.executable, ROOT / "train.py", "-m", "slurm=cpu", "seed=0,1", f"runs_root={tmp_path}/runs"]
@@ -40,7 +40,7 @@ def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_
     called = (tmp_path / "called").read_text().split() if (tmp_path / "called").exists() else []
     (line,) = (done.stdout + done.stderr).strip().splitlines()
     assert done.returncode == 2
-    assert told in line
+    assert message in line
     assert line.endswith("nothing was started")
     assert "sbatch" not in called
     assert not list(tmp_path.rglob("jobs.jsonl"))

@@ -38,50 +38,50 @@ def undisturbed(config, tmp_path):
     return trained
 
 
-def test_a_sweep_survives_a_cluster_bit_identically(study, undisturbed):
+def test_a_sweep_survives_a_cluster_bit_identically(submit, undisturbed):
     """Cause a preemption, a time limit, a node failure, a killed rank, and an error that must stay a failure."""
     shape = ("hydra.launcher={partition:preemptible,cpus_per_task:16,timeout_min:5,signal_delay_s:45}",)
     rates = ",".join(str(rate) for rate in RATES.values())
-    one = study(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
+    study = submit(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
     names = {what: f"lr{rate}" for what, rate in RATES.items()}
-    jobs, began = {what: one.job(name) for what, name in names.items()}, time.monotonic()
+    jobs, began = {what: study.job(name) for what, name in names.items()}, time.monotonic()
 
-    one.until_iteration(names["limited"], 1)
-    one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
-    eventually(lambda: one.restarts(names["limited"]), "requeued at its time limit", WAIT_S)
-    one.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=5")
-    one.until_iteration(names["preempted"], 10)
-    node = one.node(names["preempted"])
-    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
-    one.until_iteration(names["node_down"], 10)
-    node = one.node(names["node_down"])
-    one.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    eventually(lambda: one.in_service(node), f"{node} taken back")
-    one.until_iteration(names["killed"], 10)
-    one.slurm("scancel", "--signal=KILL", f"{jobs['killed']}.0")
+    study.until_iteration(names["limited"], 1)
+    study.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
+    eventually(lambda: study.restarts(names["limited"]), "requeued at its time limit", WAIT_S)
+    study.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=5")
+    study.until_iteration(names["preempted"], 10)
+    node = study.node(names["preempted"])
+    study.slurm("sbatch", "-p", "gpu", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
+    study.until_iteration(names["node_down"], 10)
+    node = study.node(names["node_down"])
+    study.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    eventually(lambda: study.in_service(node), f"{node} taken back")
+    study.until_iteration(names["killed"], 10)
+    study.slurm("scancel", "--signal=KILL", f"{jobs['killed']}.0")
     wholes = {
         what: undisturbed(what, *LONG, f"optim.optimizer.lr={RATES[what]}") for what in RATES if what != "failing"
     }
-    output, _ = one.launcher.communicate(timeout=200)
-    assert one.launcher.returncode == 1
+    output, _ = study.launcher.communicate(timeout=200)
+    assert study.launcher.returncode == 1
     assert "3 of 5 runs complete" in output
-    assert one.state(names["killed"]) == one.state(names["failing"]) == "failed"
-    assert f"submitted {names['killed']} again" in one.jobs("--resubmit", "failed")
-    one.until(names["killed"], "complete")
-    one.until(names["failing"], "failed")
-    assert "diverged" in one.line(names["failing"])
+    assert study.state(names["killed"]) == study.state(names["failing"]) == "failed"
+    assert f"submitted {names['killed']} again" in study.jobs("--resubmit", "failed")
+    study.until(names["killed"], "complete")
+    study.until(names["failing"], "failed")
+    assert "diverged" in study.line(names["failing"])
     assert time.monotonic() - began < 300
 
     for what, whole in wholes.items():
-        manifest = read_manifest(one.directory(names[what]))
+        manifest = read_manifest(study.directory(names[what]))
         assert manifest.status == "completed"
         assert len(manifest.starts) >= 2, what
-        assert what_was_computed(one.directory(names[what])) == what_was_computed(whole), what
-        ours, theirs = _weights(one.directory(names[what])), _weights(whole)
+        assert what_was_computed(study.directory(names[what])) == what_was_computed(whole), what
+        ours, theirs = _weights(study.directory(names[what])), _weights(whole)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    failed = read_manifest(one.directory(names["failing"]))
+    failed = read_manifest(study.directory(names["failing"]))
     assert (failed.status, "not finite" in failed.reason) == ("failed", True)
-    assert [record["kind"] for record in read_records(one.directory(names["failing"]))][-1] == "failure"
+    assert [record["kind"] for record in read_records(study.directory(names["failing"]))][-1] == "failure"
 
 
 @pytest.fixture
@@ -94,36 +94,36 @@ def other_cluster(request):
 @pytest.mark.parametrize("other_cluster", [{"grace": 0}, {"signal": "USR2"}], indirect=True, ids=["no grace", "USR2"])
 def test_a_preempted_run_ends_bit_identically_however_the_site_preempts(other_cluster, tmp_path, small, undisturbed):
     budget = ("seed=2", "budget.iterations=60", "evaluation.every=0.5", "checkpoint.every=5")
-    chosen = [one for one in small if "run_name" not in one]
-    one = Study(tmp_path, other_cluster, *chosen, *budget, "hydra.launcher={partition:preemptible,cpus_per_task:16}")
-    one.until_iteration("seed2", 12)
-    one.slurm("sbatch", "-p", "gpu", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    output, _ = one.launcher.communicate(timeout=WAIT_S)
-    assert one.launcher.returncode == 0, output
-    starts = read_manifest(one.directory("seed2")).starts
+    chosen = [override for override in small if "run_name" not in override]
+    study = Study(tmp_path, other_cluster, *chosen, *budget, "hydra.launcher={partition:preemptible,cpus_per_task:16}")
+    study.until_iteration("seed2", 12)
+    study.slurm("sbatch", "-p", "gpu", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    output, _ = study.launcher.communicate(timeout=WAIT_S)
+    assert study.launcher.returncode == 0, output
+    starts = read_manifest(study.directory("seed2")).starts
     assert [start.iteration >= 10 for start in starts] == [False, True]
-    assert what_was_computed(one.directory("seed2")) == what_was_computed(undisturbed("whole", *budget))
+    assert what_was_computed(study.directory("seed2")) == what_was_computed(undisturbed("whole", *budget))
 
 
-def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(study, undisturbed):
+def test_four_ranks_on_two_nodes_make_the_rollouts_of_one(submit, undisturbed):
     few = ("budget.iterations=3", "evaluation.every=1", "method.kl_weight=0.004")
-    one = study("seed=3", *few, "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
-    output, _ = one.launcher.communicate(timeout=WAIT_S)
-    assert one.launcher.returncode == 0, output
+    study = submit("seed=3", *few, "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
+    output, _ = study.launcher.communicate(timeout=WAIT_S)
+    assert study.launcher.returncode == 0, output
     alone = undisturbed("alone", *few, "seed=3")
-    assert read_manifest(one.directory("seed3")).world_size == 4
-    for theirs, ours in zip(what_was_computed(one.directory("seed3")), what_was_computed(alone), strict=True):
+    assert read_manifest(study.directory("seed3")).world_size == 4
+    for theirs, ours in zip(what_was_computed(study.directory("seed3")), what_was_computed(alone), strict=True):
         assert theirs["reward_mean"] == pytest.approx(ours["reward_mean"], abs=3e-4)
         assert theirs["cost"] == ours["cost"]
         for name in ("steps", "transitions", "prompt_rewards"):
             assert theirs.get(name) == pytest.approx(ours.get(name), abs=1e-3)
-    logs = sorted(path.name for path in Path(one.lines()[0]["folder"]).glob("*_log.out"))
+    logs = sorted(path.name for path in Path(study.lines()[0]["folder"]).glob("*_log.out"))
     assert len(logs) == 4
 
 
-def process_of(one: Study, run: str, rank: int) -> psutil.Process:
+def process_of(study: Study, run: str, rank: int) -> psutil.Process:
     """Find the process of a rank: all nodes of the cluster are this machine."""
-    ids = {"SLURM_JOB_ID": one.job(run), "SLURM_PROCID": str(rank)}  # the job is not part of an array
+    ids = {"SLURM_JOB_ID": study.job(run), "SLURM_PROCID": str(rank)}  # the job is not part of an array
     return next(
         process
         for process in psutil.process_iter(["cmdline", "environ"])
@@ -132,39 +132,39 @@ def process_of(one: Study, run: str, rank: int) -> psutil.Process:
     )
 
 
-def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_one_that_is_not(study):
-    asked = ("budget.iterations=30", "seed=8", "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
-    whole, preempted = (study(*asked, name=name) for name in ("whole", "preempted"))
+def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_one_that_is_not(submit):
+    overrides = ("budget.iterations=30", "seed=8", "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
+    whole, preempted = (submit(*overrides, name=name) for name in ("whole", "preempted"))
     preempted.until_iteration("preempted", 5)
     process_of(preempted, "preempted", rank=3).send_signal(signal.SIGUSR2)
-    for one in (whole, preempted):
-        output, _ = one.launcher.communicate(timeout=200)
-        assert one.launcher.returncode == 0, output
-    first, second = (one.directory(name) for one, name in ((whole, "whole"), (preempted, "preempted")))
+    for study in (whole, preempted):
+        output, _ = study.launcher.communicate(timeout=200)
+        assert study.launcher.returncode == 0, output
+    first, second = (study.directory(name) for study, name in ((whole, "whole"), (preempted, "preempted")))
     assert [len(read_manifest(directory).starts) for directory in (first, second)] == [1, 2]
     assert what_was_computed(first) == what_was_computed(second)
     theirs, ours = _weights(first), _weights(second)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def in_its_imports(one: Study, run: str, restarts: int) -> bool:
+def in_its_imports(study: Study, run: str, restarts: int) -> bool:
     """Return True if Python has begun after that many restarts; its imports then take seconds."""
-    log = Path(one.lines()[-1]["folder"]) / f"{one.job(run)}_0_log.out"
+    log = Path(study.lines()[-1]["folder"]) / f"{study.job(run)}_0_log.out"
     return log.exists() and log.read_text().count("Starting with JobEnvironment") == restarts + 1
 
 
-def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(study):
+def test_a_run_that_gets_nowhere_stops_as_failed_and_says_so(submit):
     """Ask each start to stop before it has done anything, so that it is requeued until the limit."""
-    one = study("seed=4", "checkpoint.max_idle_starts=2", "budget.iterations=10000")
-    job, directory = one.job("seed4"), one.directory("seed4")
+    study = submit("seed=4", "checkpoint.max_idle_starts=2", "budget.iterations=10000")
+    job, directory = study.job("seed4"), study.directory("seed4")
     for restarts in (0, 1):
-        eventually(partial(in_its_imports, one, "seed4", restarts), f"in the imports after {restarts} restarts")
-        one.slurm("scancel", "--signal=USR2", job)
-    output, _ = one.launcher.communicate(timeout=WAIT_S)
-    assert one.launcher.returncode == 1
+        eventually(partial(in_its_imports, study, "seed4", restarts), f"in the imports after {restarts} restarts")
+        study.slurm("scancel", "--signal=USR2", job)
+    output, _ = study.launcher.communicate(timeout=WAIT_S)
+    assert study.launcher.returncode == 1
     assert "started 2 times without completing a micro-batch after iteration 0: giving up" in output
     assert read_manifest(directory).status == "failed"
-    assert one.slurm("sacct", "-nXP", "-j", job, "-o", "State").strip() == "FAILED"
+    assert study.slurm("sacct", "-nXP", "-j", job, "-o", "State").strip() == "FAILED"
 
 
 ONE_RANK = """
@@ -183,29 +183,29 @@ DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.g
 
 
 @pytest.mark.parametrize("what", DOES)
-def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(study, tmp_path, what):
+def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(submit, tmp_path, what):
     """Let one rank fail while the other waits in a collective. An exception must reach the rank's log and run.json."""
     tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copy(ROOT / "train.py", tree)
     (tree / "one_rank.py").write_text(ONE_RANK.format(does=DOES[what]))
     shape = "hydra.launcher={nodes:2,cpus_per_task:1}"
-    one = study("seed=9", "budget.iterations=1000", shape, "method.plan._target_=one_rank.OnRankOne", tree=tree)
-    one.until_iteration("seed9", 1)
+    study = submit("seed=9", "budget.iterations=1000", shape, "method.plan._target_=one_rank.OnRankOne", tree=tree)
+    study.until_iteration("seed9", 1)
     began = time.monotonic()
-    one.until("seed9", "failed")
+    study.until("seed9", "failed")
     assert time.monotonic() - began < 25
-    output, _ = one.launcher.communicate(timeout=WAIT_S)
+    output, _ = study.launcher.communicate(timeout=WAIT_S)
     why = {"raises": "ValueError: no such plan (rank 1 of 2)", "is killed": "task 1: Killed"}[what]
-    assert why in one.line("seed9")
+    assert why in study.line("seed9")
     assert why in output.splitlines()[-2]
-    assert one.slurm("sacct", "-nXP", "-j", one.job("seed9"), "-o", "State").strip() == "FAILED"
-    told = read_manifest(one.directory("seed9"))
-    assert told.status == "failed"
+    assert study.slurm("sacct", "-nXP", "-j", study.job("seed9"), "-o", "State").strip() == "FAILED"
+    manifest = read_manifest(study.directory("seed9"))
+    assert manifest.status == "failed"
     if what == "raises":
-        log = Path(one.lines()[0]["folder"]) / f"{one.job('seed9')}_1_log.out"
-        assert told.reason == why
-        assert "in __call__" in told.traceback
+        log = Path(study.lines()[0]["folder"]) / f"{study.job('seed9')}_1_log.out"
+        assert manifest.reason == why
+        assert "in __call__" in manifest.traceback
         assert "Traceback" in log.read_text()
 
 
@@ -224,7 +224,7 @@ class EarlySteps:
 """
 
 
-def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_path, monkeypatch):
+def test_editing_the_tree_changes_nothing_that_is_queued(submit, cluster, tmp_path, monkeypatch):
     """The code, a method of the user's own included, and the configuration of every start are those of the submission."""
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
@@ -240,32 +240,32 @@ def test_editing_the_tree_changes_nothing_that_is_queued(study, cluster, tmp_pat
     for name in ("train", "test"):
         (tree / f"{name}.txt").write_text("a red ball moving left\na blue ball moving up\n")
     own += ("prompts=file", *(f"prompts.{name}={tree}/{name}.txt" for name in ("train", "test")))
-    one = study("seed=5", "budget.iterations=40", "detach=true", held, cache, *own, tree=tree)
-    assert one.launcher.wait(60) == 0, one.launcher.stdout.read()
-    resolved = OmegaConf.load(one.folder / "study/.submitit/config/seed5.yaml")
+    study = submit("seed=5", "budget.iterations=40", "detach=true", held, cache, *own, tree=tree)
+    assert study.launcher.wait(60) == 0, study.launcher.stdout.read()
+    resolved = OmegaConf.load(study.folder / "study/.submitit/config/seed5.yaml")
     assert (resolved.model.embedding_cache, resolved.run_name) == (str(tmp_path / "text"), "seed5")
     for name in ("flash_grpo/training/trainer.py", "mine.py", "helper.py", "train.txt", "test.txt"):
         (tree / name).write_text("raise RuntimeError('edited')\n")
     (tree / "flash_grpo/conf/method/full.yaml").write_text("edited: true\n")
-    one.slurm("scontrol", "release", one.job("seed5"))
-    one.until_iteration("seed5", 3)
-    one.slurm("scancel", "--signal=USR2", one.job("seed5"))
-    one.until("seed5", "complete")
-    assert len(read_manifest(one.directory("seed5")).starts) == 2
-    steps = [record["steps"] for record in read_records(one.directory("seed5")) if record["kind"] == "iteration"]
+    study.slurm("scontrol", "release", study.job("seed5"))
+    study.until_iteration("seed5", 3)
+    study.slurm("scancel", "--signal=USR2", study.job("seed5"))
+    study.until("seed5", "complete")
+    assert len(read_manifest(study.directory("seed5")).starts) == 2
+    steps = [record["steps"] for record in read_records(study.directory("seed5")) if record["kind"] == "iteration"]
     assert all(sum(share > 0 for share in step_T) == 3 for step_T in steps)
-    (first, *_) = read_records(one.directory("seed5"))
+    (first, *_) = read_records(study.directory("seed5"))
     assert set(first["prompt_rewards"]) == {"a red ball moving left", "a blue ball moving up"}
-    copied = Path(one.lines()[0]["code"])
+    copied = Path(study.lines()[0]["code"])
     assert json.loads((copied / "git.json").read_text())["commit"]
     assert "+edited before" in (copied / "dirty.diff").read_text()
 
 
-def test_a_run_that_waits_or_runs_is_not_submitted_again(study):
-    one = study("seed=6", "budget.iterations=10000", "detach=true")
-    assert one.launcher.wait(60) == 0
-    again = study("seed=6,7", "budget.iterations=10000", "detach=true")
+def test_a_run_that_waits_or_runs_is_not_submitted_again(submit):
+    study = submit("seed=6", "budget.iterations=10000", "detach=true")
+    assert study.launcher.wait(60) == 0
+    again = submit("seed=6,7", "budget.iterations=10000", "detach=true")
     output, _ = again.launcher.communicate(timeout=60)
     assert again.launcher.returncode == 2
-    assert f"seed6 is job {one.job('seed6')}" in output
-    assert len(one.lines()) == 1
+    assert f"seed6 is job {study.job('seed6')}" in output
+    assert len(study.lines()) == 1

@@ -38,8 +38,8 @@ def train_py(monkeypatch, capsys, tmp_path):
             if isinstance(code, str):
                 print(code, file=sys.stderr)
                 code = 1
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     yield called
     root.handlers[:], root.level = handlers, level
@@ -134,21 +134,21 @@ def test_a_whole_process_ends_with_exit_code_2_too(tmp_path):
 def test_help_is_quick_and_says_what_a_newcomer_needs(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / "train.py"), "--help"]
-    told = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    help_text = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     for basic in ("python train.py -m sweeps=ablation", "--cfg job", "analysis.report", "continues", "Exit codes"):
-        assert basic in told
+        assert basic in help_text
     for group in ("ablations", "method", "model", "prompts", "reward", "slurm", "sweeps"):
-        assert re.search(rf"^{group}: \w", told, re.MULTILINE), group
-    assert re.search(r"^seed: 0$", told, re.MULTILINE)
+        assert re.search(rf"^{group}: \w", help_text, re.MULTILINE), group
+    assert re.search(r"^seed: 0$", help_text, re.MULTILINE)
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(train_py, tmp_path):
     code, out, _ = train_py("ablations=naive_one_step", "seed=3", "--cfg", "job")
-    told = yaml.safe_load(out)
+    cfg = yaml.safe_load(out)
     assert code == 0
-    assert (told["seed"], told["method"]["name"], told["method"]["plan"]["shared_by"]) == (
+    assert (cfg["seed"], cfg["method"]["name"], cfg["method"]["plan"]["shared_by"]) == (
         3,
         "naive_one_step",
         "rollout",
@@ -157,8 +157,8 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(train_py, tmp_path):
 
 
 def test_options_may_stand_behind_overrides():
-    asked = ["slurm=local", "-m", "sweeps=demo", "--cfg", "job", "~budget.pflop"]
-    assert cli.split(asked) == (["-m", "--cfg", "job"], ["slurm=local", "sweeps=demo", "~budget.pflop"])
+    arguments = ["slurm=local", "-m", "sweeps=demo", "--cfg", "job", "~budget.pflop"]
+    assert cli.split(arguments) == (["-m", "--cfg", "job"], ["slurm=local", "sweeps=demo", "~budget.pflop"])
 
 
 def test_a_run_ends_with_what_its_evaluation_reward_did(train_py, tmp_path, small):

@@ -112,7 +112,7 @@ def server():
 
 
 @pytest.mark.parametrize(
-    ("asked", "parts"),
+    ("arguments", "parts"),
     [
         (["--reward", "remote", "reward.urls=[{url}]"], ["brightness"]),
         (["reward=remote", "reward.urls=[{url}]", "reward.batch=1"], ["brightness"]),
@@ -122,14 +122,14 @@ def server():
         ),
     ],
 )
-def test_a_named_reward_takes_its_overrides(finished, server, tmp_path, asked, parts):
-    main([str(finished), *(item.format(url=server) for item in asked), "--output", str(tmp_path)])
+def test_a_named_reward_takes_its_overrides(finished, server, tmp_path, arguments, parts):
+    main([str(finished), *(item.format(url=server) for item in arguments), "--output", str(tmp_path)])
     assert list(_evaluation(tmp_path)["paired"]["000002"]["parts"]) == parts
 
 
 def test_a_model_without_a_run_takes_them_too(server, prompts, tmp_path):
-    asked = ["--reward", "remote", f"reward.urls=[{server}]", "--output", str(tmp_path)]
-    main(["BASE", *SMALL, *prompts(1), *asked])
+    arguments = ["--reward", "remote", f"reward.urls=[{server}]", "--output", str(tmp_path)]
+    main(["BASE", *SMALL, *prompts(1), *arguments])
     assert list(_evaluation(tmp_path)["base"]["parts"]) == ["brightness"]
 
 
@@ -150,17 +150,17 @@ def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, 
 
 
 def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
-    known = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
+    metadata = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
     file = tmp_path / "test.jsonl"
     file.write_text(
-        "".join(json.dumps(line) + "\n" for line in ({"prompt": CAPTIONS[0], **known}, {"prompt": CAPTIONS[1]}))
+        "".join(json.dumps(line) + "\n" for line in ({"prompt": CAPTIONS[0], **metadata}, {"prompt": CAPTIONS[1]}))
     )
     main([str(finished), f"prompts.test={file}", "--output", str(tmp_path)])
-    assert [line.get("metadata") for line in _manifest(tmp_path, "000002")] == [known, None]
+    assert [line.get("metadata") for line in _manifest(tmp_path, "000002")] == [metadata, None]
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         (["--reward", "nowhere"], "reward=nowhere: there is no such option"),
         (["model=wan21_14b"], "model=wan21_14b: of a run only reward, prompts and evaluation can be chosen anew"),
@@ -176,9 +176,9 @@ def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, asked, message):
+def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
-        main([str(finished), *asked, "--output", str(tmp_path)])
+        main([str(finished), *arguments, "--output", str(tmp_path)])
     err = capsys.readouterr().err
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
@@ -193,9 +193,9 @@ def test_videos_of_other_prompts_need_a_directory_of_their_own(finished, prompts
 
 
 def test_a_reward_that_cannot_be_had_is_one_line_and_exit_code_1(finished, tmp_path):
-    asked = ["--reward", "remote", "reward.urls=[http://127.0.0.1:9]", "reward.give_up_after=1"]
+    arguments = ["--reward", "remote", "reward.urls=[http://127.0.0.1:9]", "reward.give_up_after=1"]
     with pytest.raises(SystemExit) as end:
-        main([str(finished), *asked, "--output", str(tmp_path)])
+        main([str(finished), *arguments, "--output", str(tmp_path)])
     assert (
         end.value.code.startswith("stopped: reward server http://127.0.0.1:9: no answer") and "\n" not in end.value.code
     )

@@ -192,16 +192,16 @@ def test_watching_goes_on_while_the_controller_does_not_answer(tmp_path, monkeyp
 def test_runs_can_be_cancelled_while_the_accounting_does_not_answer(tmp_path, monkeypatch, capsys):
     submitted(tmp_path)
     written(tmp_path, "running")
-    told = []
+    commands = []
 
     def unanswered(study):
         raise slurm.NoSlurmError("sacct gives no answer in 60 s")
 
     monkeypatch.setattr(slurm, "ask_about", unanswered)
-    monkeypatch.setattr(slurm, "output_of", lambda *command: told.append(command))
+    monkeypatch.setattr(slurm, "output_of", lambda *command: commands.append(command))
     monkeypatch.setattr(jobs.shutil, "which", lambda name: name)
     jobs.main([str(tmp_path), "--cancel"])
-    assert told == [("scancel", "7_0")]
+    assert commands == [("scancel", "7_0")]
     assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
 
 
@@ -306,7 +306,7 @@ def test_records_read_backwards_are_the_records(train):
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "words"),
     [
         ("Traceback (most recent call last):\n  File x\n    y()\nValueError: no\nsubmitit ERROR", "ValueError: no"),
         ("submitit INFO - Starting with a\nKeyError: old\n", "KeyError: old"),
@@ -316,8 +316,8 @@ def test_records_read_backwards_are_the_records(train):
         ("", "ended without a word"),
     ],
 )
-def test_the_last_words_of_a_log_are_the_most_informative_of_its_last_start(log, told):
-    assert last_words([log]) == told
+def test_the_last_words_of_a_log_are_the_most_informative_of_its_last_start(log, words):
+    assert last_words([log]) == words
 
 
 def test_the_table_has_a_line_for_each_run_and_a_total(tmp_path, capsys, monkeypatch):
@@ -352,7 +352,7 @@ def test_a_study_that_ran_without_slurm_is_shown_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("there", "arguments", "told"),
+    ("there", "arguments", "message"),
     [
         (None, ["nowhere"], "nowhere: no such directory"),
         (None, ["."], "no run was submitted from it"),
@@ -365,7 +365,7 @@ def test_a_study_that_ran_without_slurm_is_shown_too(tmp_path, capsys):
         ("no slurm", [".", "--cancel"], "Slurm could not be asked (squeue is not on this machine)"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsys, there, arguments, told):
+def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsys, there, arguments, message):
     monkeypatch.chdir(tmp_path)
     if there:
         written(tmp_path, "completed")
@@ -379,7 +379,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsy
     errors = capsys.readouterr().err.strip().splitlines()
     assert left.value.code == 2
     assert errors[-1].startswith("error: ")
-    assert told in errors[-1]
+    assert message in errors[-1]
     assert sum(line.startswith("error") for line in errors) == 1
 
 
@@ -392,13 +392,14 @@ def test_the_logs_of_several_ranks_carry_their_number_and_progress_bars_only_the
     (folder / "7_0_1_log.out").write_text("other\n")
     monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
     jobs.main([str(tmp_path), "--logs", "seed0"])
-    told = capsys.readouterr()
-    assert told.out.splitlines() == ["0: 99%", "0: end", "1: other"]
-    assert str(folder) in told.err
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["0: 99%", "0: end", "1: other"]
+    assert str(folder) in captured.err
 
 
 def test_the_help_names_every_state():
-    told = subprocess.run([sys.executable, "-m", "flash_grpo.jobs", "--help"], capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "flash_grpo.jobs", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True).stdout
     from flash_grpo.cluster.run_state import ALIVE, OVER
 
-    assert all(state in told for state in (*ALIVE, *OVER) if state != "suspended")
+    assert all(state in help_text for state in (*ALIVE, *OVER) if state != "suspended")

@@ -53,10 +53,10 @@ def test_every_yaml_composes_to_a_run_whose_parts_can_be_built(group, option):
 @_group_files("sweeps")
 def test_every_point_of_a_sweep_names_keys_and_options_that_exist(group, option):
     cfg = _composed(f"{group}={option}")
-    asked = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    assert asked
+    overrides = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    assert overrides
     assert cfg.study != "default"
-    cli.check_overrides(["-m"], asked)
+    cli.check_overrides(["-m"], overrides)
 
 
 @_group_files("ablations")
@@ -84,16 +84,16 @@ def test_every_hyper_parameter_cites_its_source(group, option):
 
 def _hyper_parameters(text: str) -> list[str]:
     """The lines that set a value, each with its own comment or with that of the innermost key above that has one."""
-    found, above = [], []
+    settings, above = [], []
     for line in text.splitlines():
         item = re.match(r"( *)([\w.]+):([^#]*)(#.*)?", line)
         if not item:
             continue
         depth, key, value, comment = len(item[1]), item[2], item[3].strip(), item[4] or ""
-        above = [(at, told) for at, told in above if at < depth]
+        above = [(at, source) for at, source in above if at < depth]
         if not value:
             above.append((depth, comment))
         elif key not in ("_target_", "_partial_", "name") and not value.startswith("${"):
-            inherited = next((told for _, told in reversed(above) if told), "")
-            found.append(f"{key}: {value}  {comment or inherited}")
-    return found
+            inherited = next((source for _, source in reversed(above) if source), "")
+            settings.append(f"{key}: {value}  {comment or inherited}")
+    return settings

@@ -10,20 +10,20 @@ WEIGHTS, REWARDS = 1e-4, 1e-3
 
 @pytest.mark.parametrize(("method", "sde"), golden.CASES)
 def test_a_golden_trajectory_comes_out_as_it_did(method, sde, tmp_path):
-    known = json.loads(golden.file_of(method, sde).read_text())
+    stored = json.loads(golden.file_of(method, sde).read_text())
     made = golden.made(method, sde, tmp_path)
-    assert made["overrides"] == known["overrides"]
-    assert len(made["records"]) == len(known["records"]) == 5
-    assert made["weights"].keys() == known["weights"].keys()
-    if golden.machine() == known["machine"]:
-        assert made["sha256"] == known["sha256"]
-        assert made["weights"] == known["weights"]
-        for record, expected in zip(made["records"], known["records"], strict=True):
+    assert made["overrides"] == stored["overrides"]
+    assert len(made["records"]) == len(stored["records"]) == 5
+    assert made["weights"].keys() == stored["weights"].keys()
+    if golden.machine() == stored["machine"]:
+        assert made["sha256"] == stored["sha256"]
+        assert made["weights"] == stored["weights"]
+        for record, expected in zip(made["records"], stored["records"], strict=True):
             assert {key: record[key] for key in expected} == expected
         return
-    for name, expected in known["weights"].items():
+    for name, expected in stored["weights"].items():
         assert made["weights"][name] == pytest.approx(expected, rel=WEIGHTS, abs=WEIGHTS * max(1.0, expected[0]))
-    for record, expected in zip(made["records"], known["records"], strict=True):
+    for record, expected in zip(made["records"], stored["records"], strict=True):
         for key, value in expected.items():
             if key not in NOISE:
                 assert record[key] == _near(value), key

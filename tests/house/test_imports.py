@@ -52,12 +52,12 @@ def _imported(path: Path) -> set[str]:
 def _own(path: Path) -> set[str]:
     """The modules of this repository that a file imports."""
     modules = _modules()
-    found = set()
+    imported = set()
     for name in _imported(path):
         while name and name not in modules:
             name = name.rpartition(".")[0]
-        found |= {name} - {""}
-    return found
+        imported |= {name} - {""}
+    return imported
 
 
 def _tops(path: Path) -> set[str]:

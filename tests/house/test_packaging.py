@@ -57,8 +57,8 @@ def test_an_installed_wheel_finds_its_groups_from_any_directory(wheel, tmp_path)
 
 def test_train_py_works_from_any_directory_and_shows_groups_only(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--help"]
-    told = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    groups = dict(re.findall(r"^(\w+): (\w.*)$", told.split("Groups")[1].split("Values")[0], re.MULTILINE))
+    help_text = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    groups = dict(re.findall(r"^(\w+): (\w.*)$", help_text.split("Groups")[1].split("Values")[0], re.MULTILINE))
     inside = {
         path.name for path in (ROOT / "flash_grpo/conf").iterdir() if path.is_dir() and path.name != "__pycache__"
     }

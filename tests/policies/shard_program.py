@@ -54,8 +54,8 @@ def _drop_some(method) -> None:
 
 
 if __name__ == "__main__":
-    told = runs(sys.argv[3:]) if sys.argv[2] == "runs" else go_through(sys.argv[2:])
+    result = runs(sys.argv[3:]) if sys.argv[2] == "runs" else go_through(sys.argv[2:])
     if torch.distributed.get_rank() == 0:
-        torch.save(told, sys.argv[1])
+        torch.save(result, sys.argv[1])
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).with_name("shard_program.py")
 
 
 @pytest.fixture(scope="module")
-def asked(wan_folder, tmp_path_factory):
+def overrides(wan_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shard")
     (folder / "train.txt").write_text("\n".join(wan_pipeline.SENTENCES[:2]))
     (folder / "test.txt").write_text("\n".join(wan_pipeline.SENTENCES[1:]))  # three: one rank evaluates one video more
@@ -57,11 +57,11 @@ def _on_two_ranks(output: Path, overrides: list[str]) -> dict:
 
 
 @pytest.mark.slow
-def test_two_sharded_ranks_train_as_one_whole_model(asked, tmp_path):
+def test_two_sharded_ranks_train_as_one_whole_model(overrides, tmp_path):
     whole, sharded = (
-        go_through(asked),
+        go_through(overrides),
         _on_two_ranks(
-            tmp_path / "told.pt", [item for item in asked if "training.batch" not in item] + ["training.batch=1"]
+            tmp_path / "result.pt", [item for item in overrides if "training.batch" not in item] + ["training.batch=1"]
         ),
     )
     assert sharded["together"] and not whole["together"]
@@ -78,15 +78,17 @@ def test_two_sharded_ranks_train_as_one_whole_model(asked, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_in_bfloat16_a_run_saves_resumes_and_exports(asked, tmp_path):
+def test_sharded_in_bfloat16_a_run_saves_resumes_and_exports(overrides, tmp_path):
     chosen = ["model.dtype=bfloat16", "method.ratio_clip=0.1", "evaluation.every=1", f"runs_root={tmp_path}", "study=s"]
-    _on_two_ranks(tmp_path / "told.pt", ["runs", *asked, *chosen, "budget.device_hours=null", "optim.ema.every=1"])
+    _on_two_ranks(
+        tmp_path / "result.pt", ["runs", *overrides, *chosen, "budget.device_hours=null", "optim.ema.every=1"]
+    )
     whole, resumed = (checkpoint.newest(tmp_path / "s" / name) for name in ("whole", "resumed"))
     for part in ("parameters", "ema"):
         assert whole[part].keys() == resumed[part].keys() == {name for name in whole[part] if ".lora_" in name}
         assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
     records = [list(read_records(tmp_path / "s" / name)) for name in ("whole", "resumed")]
-    losses = [[one["loss"] for one in told if one["kind"] == "iteration"] for told in records]
+    losses = [[record["loss"] for record in run if record["kind"] == "iteration"] for run in records]
     assert losses[0] == losses[1] and len(losses[0]) == 2
     exported = load_file(export(tmp_path / "s" / "resumed") / "pytorch_lora_weights.safetensors")
     assert sum(value.double().sum() for value in exported.values()) == pytest.approx(

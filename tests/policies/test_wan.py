@@ -58,7 +58,7 @@ def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidanc
     pipeline = WanPipeline.from_pretrained(wan_folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    asked = {
+    options = {
         "prompt": list(TEXTS[:2]),
         "negative_prompt": "",
         "num_inference_steps": 6,
@@ -68,8 +68,8 @@ def test_ode_rollout_and_decoding_equal_wan_pipeline(policy, wan_folder, guidanc
         "num_frames": 5,
         "max_sequence_length": wan_pipeline.TEXT_TOKENS,
     }
-    latent = pipeline(**asked, latents=noise, output_type="latent").frames
-    video = pipeline(**asked, latents=noise, output_type="pt").frames
+    latent = pipeline(**options, latents=noise, output_type="latent").frames
+    video = pipeline(**options, latents=noise, output_type="pt").frames
     sigma_S = pipeline.scheduler.sigmas
     grid = FlowSchedule(
         sigma_S=sigma_S, timestep_T=pipeline.scheduler.timesteps, std_T=sigma_S[:-1], dt_T=sigma_S.diff()
@@ -116,25 +116,25 @@ def test_random_weights_have_the_dtypes_of_loaded_ones(policy):
 def test_gradient_checkpointing_changes_no_gradient(policy):
     gradients = []
     for checkpointing in (False, True):
-        one = _perturbed(policy(lora=LORA, gradient_checkpointing=checkpointing))
-        one.velocity(*_velocity_inputs(one)).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in one.trainable().items()})
+        wan = _perturbed(policy(lora=LORA, gradient_checkpointing=checkpointing))
+        wan.velocity(*_velocity_inputs(wan)).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in wan.trainable().items()})
     torch.testing.assert_close(*gradients)
 
 
 def test_base_velocity_stays_that_of_the_base_and_leaves_adapters_trainable(policy):
     for lora in (LORA, None):
-        one = policy(lora=lora)
-        one.keep_base()
-        inputs = _velocity_inputs(one)
+        wan = policy(lora=lora)
+        wan.keep_base()
+        inputs = _velocity_inputs(wan)
         base = policy().velocity(*inputs)
-        torch.testing.assert_close(one.velocity(*inputs), base)
-        _perturbed(one)
-        velocity = one.velocity(*inputs)
+        torch.testing.assert_close(wan.velocity(*inputs), base)
+        _perturbed(wan)
+        velocity = wan.velocity(*inputs)
         assert (velocity - base).abs().max() > 1e-3
-        torch.testing.assert_close(one.base_velocity(*inputs), base)
+        torch.testing.assert_close(wan.base_velocity(*inputs), base)
         velocity.mean().backward()
-        assert all(value.grad is not None for name, value in one.trainable().items() if "norm" not in name)
+        assert all(value.grad is not None for name, value in wan.trainable().items() if "norm" not in name)
 
 
 def test_adapters_are_drawn_by_key(policy):
@@ -154,13 +154,13 @@ def test_text_is_encoded_once_and_the_encoder_is_not_loaded_again(policy, tmp_pa
 
 
 def test_texts_told_of_beforehand_bring_the_encoder_once(policy, tmp_path, monkeypatch):
-    direct, one = policy().encode(TEXTS), policy(embedding_cache=str(tmp_path))
-    encoder, came = one.encode._encoder_on_device, []
-    monkeypatch.setattr(one.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
-    one.prefetch(TEXTS)
+    direct, wan = policy().encode(TEXTS), policy(embedding_cache=str(tmp_path))
+    encoder, came = wan.encode._encoder_on_device, []
+    monkeypatch.setattr(wan.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
+    wan.prefetch(TEXTS)
     for index, text in enumerate(TEXTS):
-        torch.testing.assert_close(one.encode([text])[0], direct[index], rtol=0, atol=0)
-    one.encode([one.negative_prompt])
+        torch.testing.assert_close(wan.encode([text])[0], direct[index], rtol=0, atol=0)
+    wan.encode([wan.negative_prompt])
     assert len(came) == 1
 
 
@@ -177,7 +177,7 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
 
 
 @pytest.mark.parametrize(
-    ("optim", "told"),
+    ("optim", "warning"),
     [
         (
             "tiny",
@@ -187,9 +187,9 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
         ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64, evaluation.sampler.batch=64; recipe="),
     ],
 )
-def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, told):
+def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, warning):
     trainer("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, f"optim={optim}", "reward=brightness")
-    assert told in caplog.text
+    assert warning in caplog.text
     caplog.clear()
     trainer()
     assert "sizes" not in caplog.text
@@ -199,16 +199,16 @@ def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_fold
 def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
     monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
     direct = policy().encode(TEXTS)
-    one = policy(embedding_cache=str(tmp_path) if cache else None)
-    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
-    kept = one.encode._memory
+    wan = policy(embedding_cache=str(tmp_path) if cache else None)
+    torch.testing.assert_close(wan.encode(TEXTS), direct, rtol=0, atol=0)
+    kept = wan.encode._memory
     assert list(kept) == list(TEXTS[2:])
     assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in kept.values())
     assert max(len(value) for value in kept.values()) < wan_pipeline.TEXT_TOKENS
-    one.encode(TEXTS[2:3])
-    one.encode(TEXTS[:1])
+    wan.encode(TEXTS[2:3])
+    wan.encode(TEXTS[:1])
     assert list(kept) == [TEXTS[2], TEXTS[0]]  # the one that was asked for longer ago went
-    torch.testing.assert_close(one.encode(TEXTS), direct, rtol=0, atol=0)
+    torch.testing.assert_close(wan.encode(TEXTS), direct, rtol=0, atol=0)
 
 
 def test_another_encoder_does_not_read_the_cache(policy, wan_folder, tmp_path):
@@ -247,18 +247,18 @@ def test_compiled_blocks_compute_the_same(policy, monkeypatch):
         WanTransformer3DModel, "compile_repeated_blocks", lambda self: compiled(self, backend="aot_eager")
     )
     captured = Counter(torch._dynamo.utils.counters["stats"])
-    told = []
+    results = []
     for compile in (False, True):
-        one = _perturbed(policy(lora=LORA, compile=compile))
-        velocity = one.velocity(*_velocity_inputs(one))
+        wan = _perturbed(policy(lora=LORA, compile=compile))
+        velocity = wan.velocity(*_velocity_inputs(wan))
         velocity.square().mean().backward()
-        told.append((velocity.detach(), {name: value.grad for name, value in one.trainable().items()}))
-    torch.testing.assert_close(*told, atol=1e-5, rtol=1e-4)
+        results.append((velocity.detach(), {name: value.grad for name, value in wan.trainable().items()}))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > captured["unique_graphs"]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"path": "Wan-AI/No-Such-Model", "revision": "0" * 40}, r"hf download Wan-AI/No-Such-Model --revision 0000"),
         ({"path": "Wan-AI/No-Such-Model"}, "needs a pinned revision"),
@@ -271,9 +271,9 @@ def test_compiled_blocks_compute_the_same(policy, monkeypatch):
         ({"frames": 6}, "1 \\+ a multiple of 4"),
     ],
 )
-def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, told):
+def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, message):
     cfg = config("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE)
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         build({**cfg.model, "revision": None, **options}, "model", device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
 
@@ -292,12 +292,12 @@ def test_an_attention_backend_without_a_gradient_is_refused(policy, monkeypatch)
     def in_part(query, key, value, **more):
         return backend(query.detach(), key, value, **more)
 
-    for without, told in ((lambda *args, **more: backend(*args, **more).detach(), "RuntimeError: element 0"),
-                          (in_part, "here; native does"), (fails, "RuntimeError: no")):  # fmt: skip
+    for without, message in ((lambda *args, **more: backend(*args, **more).detach(), "RuntimeError: element 0"),
+                             (in_part, "here; native does"), (fails, "RuntimeError: no")):  # fmt: skip
         monkeypatch.setitem(backends, name, without)
         with pytest.raises(ValueError, match=r"model\.attention=_native_math: it gives no gradient here") as caught:
             policy(attention="_native_math")
-        assert told in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_two_experts_are_refused(wan_folder, policy):

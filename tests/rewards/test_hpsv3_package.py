@@ -33,10 +33,11 @@ def test_the_instruction_is_the_package_s_and_asks_for_the_token_once(monkeypatc
 
 def test_images_come_before_texts_and_have_the_pixels_of_training():
     (reward, prepare) = (
-        next(one for one in _nodes("inference.py", ast.FunctionDef) if one.name == name)
+        next(node for node in _nodes("inference.py", ast.FunctionDef) if node.name == name)
         for name in ("reward", "prepare_batch")
     )
-    assert [one.arg for one in reward.args.args] == ["self", "image_paths", "prompts"]  # as frames.ImageScorer
+    names = [argument.arg for argument in reward.args.args]
+    assert names == ["self", "image_paths", "prompts"]  # as frames.ImageScorer
     pixels = [eval(ast.unparse(node.value)) for node in ast.walk(prepare) if isinstance(node, ast.Assign)
               and getattr(node.targets[0], "id", "") in ("min_pixels", "max_pixels")]  # fmt: skip
     assert pixels == [PIXELS, PIXELS]

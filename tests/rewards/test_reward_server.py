@@ -164,8 +164,8 @@ def test_where_one_server_is_away_another_one_scores(serving):
     assert time.monotonic() - start < 6
 
 
-@pytest.mark.parametrize(("rank", "asked"), [("0", [1, 0, 0]), ("1", [0, 1, 0]), ("5", [0, 0, 1])])
-def test_each_rank_begins_with_another_server(serving, monkeypatch, rank, asked):
+@pytest.mark.parametrize(("rank", "expected_calls"), [("0", [1, 0, 0]), ("1", [0, 1, 0]), ("5", [0, 0, 1])])
+def test_each_rank_begins_with_another_server(serving, monkeypatch, rank, expected_calls):
     calls = [0, 0, 0]
 
     def counting(index):
@@ -177,7 +177,7 @@ def test_each_rank_begins_with_another_server(serving, monkeypatch, rank, asked)
 
     monkeypatch.setenv("RANK", rank)
     RemoteReward(urls=[serving(counting(index)).url for index in range(3)], batch=3)(VIDEO, TEXTS)
-    assert calls == asked
+    assert calls == expected_calls
 
 
 def test_a_server_is_asked_again_soon_and_then_ever_more_slowly():
@@ -198,12 +198,12 @@ def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving)
         time.sleep(4)
         return brightness(video, text)
 
-    asked = RemoteReward(urls=[serving(fails_or_takes_long).url], batch=1).ask(VIDEO[:2], TEXTS[:2])
+    pending = RemoteReward(urls=[serving(fails_or_takes_long).url], batch=1).ask(VIDEO[:2], TEXTS[:2])
     start = time.monotonic()
-    while not asked.ready():
+    while not pending.ready():
         time.sleep(0.01)
     with pytest.raises(RewardError, match="out of memory"):
-        asked.get()
+        pending.get()
     assert time.monotonic() - start < 3.5
 
 
@@ -232,8 +232,8 @@ def test_killing_the_server_in_mid_run_loses_nothing(serving, config, train, tmp
     servers.append(serving(dies_once))
     interrupted = train("run_name=served", *_reward_of(servers[0].url, 30))
     for name in ("reward_mean", "loss"):
-        told = [[one.get(name) for one in read_records(directory)] for directory in (whole, interrupted)]
-        assert told[0] == told[1]
+        values = [[record.get(name) for record in read_records(directory)] for directory in (whole, interrupted)]
+        assert values[0] == values[1]
     states = [checkpoint.newest(directory)["parameters"] for directory in (whole, interrupted)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -262,14 +262,14 @@ def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_
 
     monkeypatch.setattr(RolloutMaker, "make", noted)
     servers.append(serving(dies_for_good))
-    asked = _reward_of(servers[0].url, 2)
+    overrides = _reward_of(servers[0].url, 2)
     with pytest.raises(RewardError, match="no answer"):
-        train(*asked)
+        train(*overrides)
     directory = tmp_path / "default" / "small"
     done, _ = checkpoint.complete(directory)[-1].name.split("+")
     assert [record["kind"] for record in read_records(directory)][-1] == "failure"
     servers[0].start()
-    train(*asked)
+    train(*overrides)
     assert len(made) == len(set(made))
     iterations = [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"]
     assert int(done) < 3 and iterations == [1, 2, 3]
@@ -294,12 +294,12 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     monkeypatch.setattr(RolloutMaker, "make", noted)
     served = train("run_name=served", *small_groups, *_reward_of(serving(slow).url, 30), "budget.iterations=2")
     meanwhile = [moment for moment in rollouts if any(start < moment < end for start, end in scorings)]
-    told = [
-        [one["reward_mean"] for one in read_records(directory) if one["kind"] == "iteration"]
+    rewards = [
+        [record["reward_mean"] for record in read_records(directory) if record["kind"] == "iteration"]
         for directory in (whole, served)
     ]
     assert len(meanwhile) >= 4
-    assert told[0] == told[1]
+    assert rewards[0] == rewards[1]
 
 
 def test_a_server_that_fails_leaves_its_videos_to_another(serving):
@@ -322,8 +322,8 @@ def test_many_clients_of_one_slow_server_all_get_their_scores_and_nothing_is_sco
 
     server = serving(slow)
     clients = [RemoteReward(urls=[server.url], timeout=5.0, give_up_after=3.0) for _ in range(40)]
-    asked = [client.ask(VIDEO[:1], TEXTS[:1]) for client in clients]
-    assert all(float(one.get().total_B) == float(brightness(VIDEO[:1], TEXTS[:1]).total_B) for one in asked)
+    pending = [client.ask(VIDEO[:1], TEXTS[:1]) for client in clients]
+    assert all(float(answer.get().total_B) == float(brightness(VIDEO[:1], TEXTS[:1]).total_B) for answer in pending)
     assert len(calls) == 40
 
 
@@ -346,25 +346,25 @@ def test_what_the_servers_compute_is_part_of_the_cost_and_of_an_evaluations_own(
         return Scores(total_B=ShapesReward()(video, text).total_B, parts={}, device_seconds=1000.0)
 
     directory = train(*_reward_of(serving(costly).url, 30), "budget.iterations=2", "rollout.batch=4", "reward.batch=2")
-    told = {(one["kind"], one["iteration"]): one for one in read_records(directory)}
-    training = [told["iteration", iteration]["cost"]["device_seconds"] for iteration in (1, 2)]
+    records = {(record["kind"], record["iteration"]): record for record in read_records(directory)}
+    training = [records["iteration", iteration]["cost"]["device_seconds"] for iteration in (1, 2)]
     assert training == pytest.approx([4000, 8000], abs=200)  # eight videos an iteration, two in a request
-    assert told["evaluation", 2]["cost"]["device_seconds"] == training[1]
-    evaluations = [told["evaluation", iteration]["evaluation_seconds"] for iteration in (0, 2)]
+    assert records["evaluation", 2]["cost"]["device_seconds"] == training[1]
+    evaluations = [records["evaluation", iteration]["evaluation_seconds"] for iteration in (0, 2)]
     assert evaluations == pytest.approx([16000, 32000], abs=200)  # 32 videos each
 
 
 def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, tmp_path):
     server = serving()
-    asked = _reward_of(server.url, 600)
-    train(*asked, "budget.iterations=1")
+    overrides = _reward_of(server.url, 600)
+    train(*overrides, "budget.iterations=1")
     server.kill()
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     start = time.monotonic()
     with pytest.raises(stop.Interrupted, match="middle"):
-        train(*asked)
+        train(*overrides)
     assert time.monotonic() - start < 10
     server.start()
-    directory = train(*asked)
-    assert [one["iteration"] for one in read_records(directory) if one["kind"] == "iteration"] == [1, 2, 3]
+    directory = train(*overrides)
+    assert [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"] == [1, 2, 3]

@@ -36,8 +36,8 @@ def published(tmp_path_factory):
     described = {"inference_config": MOMENTS, "peft_lora_config": {"lora_r": 4, "lora_alpha": 8}}
     (weights / "model_config.json").write_text(json.dumps(described))
     template = base / "prompt_template.py"
-    asked = f"rate {TOKENS[0]} rate {TOKENS[1]} rate {{text_prompt}} {TOKENS[2]} rate"
-    template.write_text(f"import nowhere\nDETAILED_PROMPT_WITH_SPECIAL_TOKEN = {asked!r}\n")
+    instruction = f"rate {TOKENS[0]} rate {TOKENS[1]} rate {{text_prompt}} {TOKENS[2]} rate"
+    template.write_text(f"import nowhere\nDETAILED_PROMPT_WITH_SPECIAL_TOKEN = {instruction!r}\n")
     return base, weights, template, tuned.base_model.model
 
 
@@ -83,7 +83,7 @@ def test_it_is_the_heads_output_at_the_three_tokens_in_standard_deviations(publi
     reward = _reward(published)
     inputs = reward.prepared(video, TEXTS)
     assert inputs.video_grid_thw.tolist() == [[2, 20, 26]] * 2  # frames 0, 1, 3, 4 in two pairs
-    expected = torch.cat([_patches(one[[0, 1, 3, 4]]) for one in video])
+    expected = torch.cat([_patches(clip[[0, 1, 3, 4]]) for clip in video])
     torch.testing.assert_close(inputs.pixel_values_videos, expected, atol=1e-5, rtol=1e-5)
     scores, logit_B3 = reward(video, tuple(TEXTS)), _logits(published, inputs)
     for index, part in enumerate(PARTS):
@@ -109,10 +109,10 @@ def test_text_frames_and_their_order_matter_and_the_batch_does_not(published, vi
 def test_what_is_seen_before_the_text_does_not_depend_on_it(published, video):
     """Causal attention: VQ and MQ stand before the text, so only TA may know it."""
     reward = _reward(published)
-    one, other = (reward(video[:1], (text,)).parts for text in TEXTS)
-    torch.testing.assert_close(one["VQ"], other["VQ"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(one["MQ"], other["MQ"], atol=1e-5, rtol=1e-5)
-    assert abs(one["TA"] - other["TA"]) > 1e-4
+    first, second = (reward(video[:1], (text,)).parts for text in TEXTS)
+    torch.testing.assert_close(first["VQ"], second["VQ"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first["MQ"], second["MQ"], atol=1e-5, rtol=1e-5)
+    assert abs(first["TA"] - second["TA"]) > 1e-4
 
 
 def test_adapters_have_the_scale_that_their_configuration_tells(published, video, tmp_path):
@@ -152,7 +152,7 @@ def test_it_runs_in_bfloat16_as_saved(published, video):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"path": "some/model", "revision": "abc"}, r"reward\.path=.*hf download some/model --revision abc"),
         ({"instruction": None}, r"reward\.instruction=None: .*git clone https://github.com/KwaiVGI/VideoAlign"),
@@ -161,8 +161,8 @@ def test_it_runs_in_bfloat16_as_saved(published, video):
         ({"pixels": 100}, f"pixels at least {MIN_PIXELS}"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told_in_one_line(published, options, told):
-    with pytest.raises(ValueError, match=told) as caught:
+def test_what_is_missing_or_wrong_is_told_in_one_line(published, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
         _reward(published, **options)
     assert "\n" not in str(caught.value)
 

@@ -22,14 +22,14 @@ def test_jsonl_prompts_and_what_is_wrong_with_a_line(tmp_path):
     read = from_files(str(file), str(file))
     assert read.train == read.test == ("one", "two")
     assert read.metadata == {"one": {"source": "x"}}
-    for line, told in (
+    for line, message in (
         ("{", "line 1"),
         ('{"text": "a"}', "KeyError"),
         ("[]", "TypeError"),
         ('{"prompt": 3}', "no text"),
     ):
         file.write_text(line)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             from_files(str(file), str(file))
 
 
@@ -50,6 +50,6 @@ def test_duplicates_and_overlap_are_named(tmp_path):
     (tmp_path / "test.txt").write_text("b\nc\n")
     prompts = from_files(str(tmp_path / "train.txt"), str(tmp_path / "test.txt"))
     assert prompts.train == ("a", "b", "a")
-    told = "\n".join(prompts.oddities)
-    assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in told
-    assert "1 of 2 held-out prompts are trained on, 'b' for one" in told
+    oddities = "\n".join(prompts.oddities)
+    assert "prompts.train: 1 prompts stand there more than once, 'a' for one" in oddities
+    assert "1 of 2 held-out prompts are trained on, 'b' for one" in oddities

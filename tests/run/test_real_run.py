@@ -22,7 +22,7 @@ from flash_grpo.training.update import DriftError
 
 
 @pytest.fixture(scope="module")
-def asked(wan_folder, tmp_path_factory):
+def overrides(wan_folder, tmp_path_factory):
     """Overrides: recipe=wan21_1p3b on the small pipeline, two prompts to train on and two held out."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "train.txt").write_text("\n".join(wan_pipeline.SENTENCES[:2]))
@@ -48,9 +48,9 @@ def asked(wan_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(config, asked, tmp_path_factory) -> Path:
+def finished(config, overrides, tmp_path_factory) -> Path:
     """The run's directory, after two iterations in one go."""
-    cfg = config(*asked, f"runs_root={tmp_path_factory.mktemp('runs')}")
+    cfg = config(*overrides, f"runs_root={tmp_path_factory.mktemp('runs')}")
     return loop.run(cfg, cfg.run_name)
 
 
@@ -67,9 +67,9 @@ def test_it_trains_adapters_and_saves_nothing_else(finished):
     assert all(value.dtype == torch.float32 for value in state["parameters"].values())
 
 
-def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, asked, tmp_path, finished):
+def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, overrides, tmp_path, finished):
     for iterations in (1, 2):
-        cfg = config(*asked, f"runs_root={tmp_path}", f"budget.iterations={iterations}")
+        cfg = config(*overrides, f"runs_root={tmp_path}", f"budget.iterations={iterations}")
         directory = loop.run(cfg, cfg.run_name)
     for part in ("parameters", "ema"):
         assert all(torch.equal(value, _state(finished)[part][name]) for name, value in _state(directory)[part].items())
@@ -108,16 +108,16 @@ def test_exported_adapters_give_wan_pipeline_the_same_velocity(finished, wan_fol
 def test_what_only_the_run_s_device_has_is_not_asked_of_the_machine_that_exports(finished, tmp_path):
     exported = export(finished)
     elsewhere = shutil.copytree(finished, tmp_path / "run")
-    told = json.loads((elsewhere / "run.json").read_text())
-    told["config"]["model"] |= {"attention": "_native_cudnn", "compile": True}  # neither on a CPU
-    (elsewhere / "run.json").write_text(json.dumps(told))
+    manifest = json.loads((elsewhere / "run.json").read_text())
+    manifest["config"]["model"] |= {"attention": "_native_cudnn", "compile": True}  # neither on a CPU
+    (elsewhere / "run.json").write_text(json.dumps(manifest))
     ours, theirs = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (exported, export(elsewhere)))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_whole_transformer_is_exported_where_all_of_it_was_trained(train, asked):
-    full = [item for item in asked if "recipe" not in item]
+def test_a_whole_transformer_is_exported_where_all_of_it_was_trained(train, overrides):
+    full = [item for item in overrides if "recipe" not in item]
     directory = train("recipe=wan21_1p3b", *full, "optim=tiny", "optim.optimizer.lr=1e-3", "budget.iterations=1")
     loaded = WanTransformer3DModel.from_pretrained(export(directory) / "transformer", dtype=torch.float32)
     policy = _averaged(directory)
@@ -143,8 +143,8 @@ def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
     assert [path.name for path in checkpoint.complete(prepared.path)] == ["000000"]
 
 
-def test_no_drift_where_rollout_and_replay_compute_alike(config, asked):
-    trainer = build.prepare_trainer(config(*asked), Ranks("cpu"))
+def test_no_drift_where_rollout_and_replay_compute_alike(config, overrides):
+    trainer = build.prepare_trainer(config(*overrides), Ranks("cpu"))
     assert trainer.iterate(1).ratio_drift < 1e-3
 
 
@@ -166,12 +166,12 @@ def test_evaluate_pairs_a_checkpoint_with_its_base(finished, tmp_path, capsys):
 def test_evaluate_agrees_with_the_runs_own_evaluations(finished, tmp_path):
     evaluate_main([str(finished), "--output", str(tmp_path)])
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    told = [record["reward_mean"] for record in read_records(finished) if record["kind"] == "evaluation"]
-    assert [result["base"]["reward_mean"], result["000002"]["reward_mean"]] == pytest.approx(told, abs=1e-6)
+    rewards = [record["reward_mean"] for record in read_records(finished) if record["kind"] == "evaluation"]
+    assert [result["base"]["reward_mean"], result["000002"]["reward_mean"]] == pytest.approx(rewards, abs=1e-6)
 
 
-def test_evaluate_takes_a_model_without_a_run_and_rewards_by_name(asked, tmp_path):
-    recipe = [item for item in asked if not item.startswith("reward=")]
+def test_evaluate_takes_a_model_without_a_run_and_rewards_by_name(overrides, tmp_path):
+    recipe = [item for item in overrides if not item.startswith("reward=")]
     sizes = ["evaluation.sampler.schedule.num_steps=2", "evaluation.sampler.batch=2", "device=cpu"]
     rewards = ["--reward", "brightness"]
     evaluate_main(["BASE", *recipe, *sizes, *rewards, "--output", str(tmp_path)])

@@ -39,8 +39,8 @@ def real(config, pipeline, tmp_path):
 @pytest.mark.parametrize("name", ["tokenizer", "text_encoder", "transformer"])
 def test_a_pipeline_that_was_fetched_in_part_is_refused_in_one_line(real, pipeline, tmp_path, name):
     (pipeline / name).rename(tmp_path / name)
-    told = name if name == "tokenizer" else rf"{name}/\*.safetensors"
-    with pytest.raises(ConfigError, match=rf"model\.path=.*: {told} is missing there; fetch all of it") as refusal:
+    missing = name if name == "tokenizer" else rf"{name}/\*.safetensors"
+    with pytest.raises(ConfigError, match=rf"model\.path=.*: {missing} is missing there; fetch all of it") as refusal:
         rehearse(real("sweeps=fig4"), 8)
     assert "\n" not in str(refusal.value)
     (tmp_path / name).rename(pipeline / name)
@@ -64,7 +64,7 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "told"),
+    ("chosen", "message"),
     [
         ("method.plan.last_step=90", "last_step=90"),
         ("budget.iterations=null", "set at least one"),
@@ -87,10 +87,10 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
         ("reward=pickscore reward.scorer.path=/nowhere", "reward.scorer.path=/nowhere: there is no such folder"),
     ],
 )
-def test_what_cannot_begin_is_refused_in_one_line(config, chosen, told):
+def test_what_cannot_begin_is_refused_in_one_line(config, chosen, message):
     with pytest.raises(ConfigError) as caught:
         rehearse(config(*chosen.split()), 1)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

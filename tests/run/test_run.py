@@ -45,8 +45,8 @@ LONG = (
 )
 
 
-def _told(directory: Path) -> list[dict]:
-    """The records without what measures time."""
+def _without_times(directory: Path) -> list[dict]:
+    """Read the records and leave out what measures time."""
     records = list(read_records(directory))
     for record in records:
         record.pop("seconds", None)
@@ -68,10 +68,10 @@ def _state(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def _assert_identical(directory: Path, other: Path) -> None:
-    assert _told(directory) == _told(other)
-    one, two = _state(directory), _state(other)
-    assert one.keys() == two.keys()
-    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert _without_times(directory) == _without_times(other)
+    first, second = _state(directory), _state(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def _start(config, folder: Path, *overrides: str) -> Path:
@@ -127,13 +127,13 @@ MANY_PIECES = (*SMALL_PIECES, "training.optimizer_steps=2", "method.kl_weight=0.
 @pytest.mark.parametrize("chosen", [(), MANY_PIECES], ids=["few", "many"])
 def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically(config, tmp_path, monkeypatch, chosen):
     """Rollouts, gradients and evaluations of micro-batches: each is done once, in a start of its own."""
-    asked = (*chosen, "budget.iterations=2")
-    whole = _start(config, tmp_path / "whole", *asked)
+    overrides = (*chosen, "budget.iterations=2")
+    whole = _start(config, tmp_path / "whole", *overrides)
     monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self))
     directory, names = tmp_path / "pieces/default/small", []
     for _ in range(200):
         with suppress(stop.Interrupted):
-            _start(config, tmp_path / "pieces", *asked)
+            _start(config, tmp_path / "pieces", *overrides)
             break
         names.append(checkpoint.complete(directory)[-1].name)
     _assert_identical(directory, whole)
@@ -147,14 +147,19 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
 def test_a_run_leaves_within_one_velocity_and_does_no_completed_step_again(config, tmp_path, monkeypatch, where, batch):
     """batch: of videos in one call; with 3, a group of 4 takes two calls a step."""
     velocity, calls = WanPolicy.velocity, []
-    asked = (f"rollout.batch={batch}", f"training.batch={batch}", "budget.iterations=2", "evaluation.sampler.batch=16")
+    overrides = (
+        f"rollout.batch={batch}",
+        f"training.batch={batch}",
+        "budget.iterations=2",
+        "evaluation.sampler.batch=16",
+    )
 
     def counted(self, *args):
         calls.append(len(args[0]))
         return velocity(self, *args)
 
     monkeypatch.setattr(WanPolicy, "velocity", counted)
-    whole, number = _start(config, tmp_path / "whole", *asked), len(calls)
+    whole, number = _start(config, tmp_path / "whole", *overrides), len(calls)
     an_evaluation = 2 * (2 + 1)  # of 32 prompts, 16 at once: two steps, and once more beside the base
     a_rollout = 5 * {64: 1, 3: 4}[batch]
     stop_at = {"evaluation": 4, "rollout": an_evaluation + 3, "update": an_evaluation + a_rollout + 1}[where]
@@ -169,10 +174,10 @@ def test_a_run_leaves_within_one_velocity_and_does_no_completed_step_again(confi
     monkeypatch.setattr(WanPolicy, "velocity", stopping)
     directory = tmp_path / "default/small"
     with pytest.raises(stop.Interrupted):
-        _start(config, tmp_path, *asked)
+        _start(config, tmp_path, *overrides)
     assert len(calls) == stop_at
     assert len(list((directory / "checkpoints").glob("*+*"))) == 1
-    _start(config, tmp_path, *asked)
+    _start(config, tmp_path, *overrides)
     _assert_identical(directory, whole)
     assert number <= len(calls) <= number + (batch == 3)  # at most the half step that was under way
 
@@ -198,8 +203,8 @@ def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config
     with torch.serialization.safe_globals(checkpoint.NOUNS):
         done = torch.load(saved)["done"]
     kept = [done[f"rollouts/{index}"].video_BFHWC for index in range(3)]
-    assert [one.untyped_storage().nbytes() for one in kept] == [0, 0, 0]
-    assert all(one.video_BFHWC.numel() > 0 for one in made)
+    assert [video.untyped_storage().nbytes() for video in kept] == [0, 0, 0]
+    assert all(rollouts.video_BFHWC.numel() > 0 for rollouts in made)
 
 
 def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_path, during):
@@ -215,7 +220,7 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("moment", "key", "told"),
+    ("moment", "key", "sizes"),
     [
         ((RolloutMaker, "make"), "rollout.batch", "rollout.batch=64 training.batch=64"),
         ((RolloutMaker, "make"), "training.batch", "rollout.batch=64 training.batch=64"),
@@ -223,11 +228,11 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
     ],
 )
 def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(
-    config, tmp_path, monkeypatch, moment, key, told
+    config, tmp_path, monkeypatch, moment, key, sizes
 ):
     owner, name = moment
     work = getattr(owner, name)
-    asked = ("evaluation.sampler.batch=8", "budget.iterations=1")
+    overrides = ("evaluation.sampler.batch=8", "budget.iterations=1")
 
     def asked_to_stop(*args):
         done = work(*args)
@@ -236,23 +241,23 @@ def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(
 
     monkeypatch.setattr(owner, name, asked_to_stop)
     with pytest.raises(stop.Interrupted, match="in the"):
-        _start(config, tmp_path, *asked)
+        _start(config, tmp_path, *overrides)
     monkeypatch.setattr(owner, name, work)
     with pytest.raises(
-        build.ConfigError, match=rf"micro-batches of other sizes: go on with {told}, or delete"
+        build.ConfigError, match=rf"micro-batches of other sizes: go on with {sizes}, or delete"
     ) as refusal:
-        _start(config, tmp_path, *asked, f"{key}=5")
+        _start(config, tmp_path, *overrides, f"{key}=5")
     assert "\n" not in str(refusal.value)
     directory = tmp_path / "default/small"
-    other = [other for other in ("rollout.batch", "evaluation.sampler.batch") if other not in told]
-    _start(config, tmp_path, *asked, *(f"{one}=5" for one in other))
+    others = [setting for setting in ("rollout.batch", "evaluation.sampler.batch") if setting not in sizes]
+    _start(config, tmp_path, *overrides, *(f"{setting}=5" for setting in others))
     assert [record["kind"] for record in read_records(directory)] == ["evaluation", "iteration", "evaluation"]
 
 
 def test_between_iterations_a_run_goes_on_with_other_micro_batches(config, tmp_path, uninterrupted):
     _start(config, tmp_path, "budget.iterations=2")
     directory = _start(config, tmp_path, "rollout.batch=3", "training.batch=5", "evaluation.sampler.batch=7")
-    last, whole = (list(read_records(one))[-1]["reward_mean"] for one in (directory, uninterrupted))
+    last, whole = (list(read_records(run_dir))[-1]["reward_mean"] for run_dir in (directory, uninterrupted))
     assert last == pytest.approx(whole, abs=0.02)
 
 
@@ -262,11 +267,11 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     program = (
         "import sys; from pathlib import Path; from flash_grpo.run import directory; directory.lock(Path(sys.argv[1]))"
     )
-    asked = [sys.executable, "-c", program, str(first.path)]
-    second = subprocess.run(asked, capture_output=True, text=True)
+    command = [sys.executable, "-c", program, str(first.path)]
+    second = subprocess.run(command, capture_output=True, text=True)
     assert "another process is at work on this run" in second.stderr
     first.lock.close()
-    assert subprocess.run(asked).returncode == 0
+    assert subprocess.run(command).returncode == 0
 
 
 def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
@@ -297,7 +302,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_bit_identically(con
     during(5, press_twice)
     with pytest.raises(KeyboardInterrupt):
         _start(config, tmp_path)
-    assert [record["iteration"] for record in _told(tmp_path / "default/small")][-1] == 4
+    assert [record["iteration"] for record in _without_times(tmp_path / "default/small")][-1] == 4
     _start(config, tmp_path)
     _assert_identical(tmp_path / "default/small", uninterrupted)
 
@@ -393,16 +398,17 @@ def test_a_larger_budget_continues_the_same_run(config, tmp_path, uninterrupted)
     _start(config, tmp_path, "budget.iterations=5")
     directory = _start(config, tmp_path)
     iterations = [
-        [record for record in _told(one) if record["kind"] == "iteration"] for one in (directory, uninterrupted)
+        [record for record in _without_times(run_dir) if record["kind"] == "iteration"]
+        for run_dir in (directory, uninterrupted)
     ]
     assert iterations[0] == iterations[1]
 
 
 def test_the_same_run_twice_is_identical_and_another_seed_is_not(config, tmp_path, uninterrupted):
     _assert_identical(_start(config, tmp_path / "again"), uninterrupted)
-    other = _told(_start(config, tmp_path / "other", "seed=1", "budget.iterations=1"))
-    assert other[0] == _told(uninterrupted)[0], "the evaluation before training does not depend on the seed"
-    assert other[1]["reward_mean"] != _told(uninterrupted)[1]["reward_mean"]
+    other = _without_times(_start(config, tmp_path / "other", "seed=1", "budget.iterations=1"))
+    assert other[0] == _without_times(uninterrupted)[0], "the evaluation before training does not depend on the seed"
+    assert other[1]["reward_mean"] != _without_times(uninterrupted)[1]["reward_mean"]
 
 
 # -- refused and failed --------------------------------------------------------------------------------------------
@@ -414,11 +420,11 @@ def test_a_directory_of_another_configuration_is_refused_with_the_differing_keys
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(build.ConfigError) as refusal:
         _start(config, tmp_path, "method.plan.last_step=2", "seed=4")
-    told = str(refusal.value)
-    assert "method.plan.last_step: 3 there, 2 asked for" in told
-    assert "seed: 0 there, 4 asked for" in told
-    assert "schedule" not in told
-    assert "\n" not in told
+    message = str(refusal.value)
+    assert "method.plan.last_step: 3 there, 2 asked for" in message
+    assert "seed: 0 there, 4 asked for" in message
+    assert "schedule" not in message
+    assert "\n" not in message
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
@@ -452,7 +458,8 @@ def test_an_unusable_reward_stops_the_run_and_the_record_says_which_prompt(
 def test_an_unusable_reward_in_an_evaluation_stops_the_run_too(config, tmp_path, monkeypatch):
     def spoilt(self, video, text):
         return Scores(
-            total_B=torch.tensor([float("nan") if one == "a red ball moving up" else 1.0 for one in text]), parts={}
+            total_B=torch.tensor([float("nan") if caption == "a red ball moving up" else 1.0 for caption in text]),
+            parts={},
         )
 
     monkeypatch.setattr(ShapesReward, "__call__", spoilt)
@@ -558,7 +565,8 @@ def test_evaluations_change_no_training_and_see_the_averaged_weights(config, tmp
     monkeypatch.setattr(Evaluation, "__call__", watched)
     directory = _start(config, tmp_path, "evaluation.every=0.1", "run_name=often")
     iterations = [
-        [record for record in _told(one) if record["kind"] == "iteration"] for one in (directory, uninterrupted)
+        [record for record in _without_times(run_dir) if record["kind"] == "iteration"]
+        for run_dir in (directory, uninterrupted)
     ]
     assert iterations[0] == iterations[1]
     state = checkpoint.newest(directory)
@@ -583,13 +591,13 @@ def test_the_manifest_tells_what_ran_where(config, uninterrupted, monkeypatch, t
 
 
 def test_the_hashes_change_with_what_the_run_is_and_not_with_how_far_it_goes(config, train, uninterrupted, monkeypatch):
-    known = read_manifest(uninterrupted)
+    original = read_manifest(uninterrupted)
     kept = ("budget.iterations=1", "study=elsewhere", "checkpoint.every=1", "rollout.batch=5")
     same = read_manifest(train(*LONG, *kept))
     other = read_manifest(train(*LONG, "budget.iterations=1", "schedule.noise=flow", "run_name=flow"))
-    assert (same.config_hash, same.schedule_hash) == (known.config_hash, known.schedule_hash)
-    assert other.config_hash != known.config_hash
-    assert other.schedule_hash != known.schedule_hash
+    assert (same.config_hash, same.schedule_hash) == (original.config_hash, original.schedule_hash)
+    assert other.config_hash != original.config_hash
+    assert other.schedule_hash != original.schedule_hash
 
 
 def test_every_start_notes_its_slurm_ids(train, monkeypatch):
@@ -609,11 +617,11 @@ def test_contact_sheets_show_the_evaluation_at_the_start_and_at_the_end(uninterr
 
 
 def test_the_summary_says_what_the_evaluation_reward_did_and_where_the_records_are(uninterrupted):
-    told = stored.summary(uninterrupted)
+    summary = stored.summary(uninterrupted)
     first, *_, last = [record for record in read_records(uninterrupted) if record["kind"] == "evaluation"]
-    assert f"{first['reward_mean']:.3f} -> {last['reward_mean']:.3f}" in told
-    assert str(uninterrupted / "records.jsonl") in told
-    assert "paired over 32 prompts" in told
+    assert f"{first['reward_mean']:.3f} -> {last['reward_mean']:.3f}" in summary
+    assert str(uninterrupted / "records.jsonl") in summary
+    assert "paired over 32 prompts" in summary
 
 
 # -- under Slurm ---------------------------------------------------------------------------------------------------
@@ -652,8 +660,8 @@ FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before thi
     ],
 )
 def test_a_job_that_slurm_restarts_without_progress_gives_up(restarted, restarts, said, now, idle):
-    told = manifest.endless_restarts(restarted(restarts, said), now, limit=3)
-    assert told.startswith(f"started {idle} times without") if idle else not told
+    reason = manifest.endless_restarts(restarted(restarts, said), now, limit=3)
+    assert reason.startswith(f"started {idle} times without") if idle else not reason
 
 
 def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(config, tmp_path, monkeypatch, restarted):
@@ -674,8 +682,8 @@ def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(con
 
 def test_a_person_s_own_restarts_do_not_count(restarted):
     starts = restarted(5, tuple((restart, HERE) for restart in range(5)))
-    for one in starts:
-        one.slurm["SLURM_JOB_ID"] = "11"
+    for start in starts:
+        start.slurm["SLURM_JOB_ID"] = "11"
     assert not manifest.endless_restarts(starts, HERE, limit=6)
 
 
@@ -683,8 +691,8 @@ def test_a_job_whose_starts_all_die_before_they_have_loaded_anything_gives_up_an
     restarted(3)
     with pytest.raises(RuntimeError, match="started 3 times without loading"):
         _start(config, tmp_path)
-    told = read_manifest(tmp_path / "default/small")
-    assert (told.status, len(told.starts)) == ("failed", 1)
+    manifest = read_manifest(tmp_path / "default/small")
+    assert (manifest.status, len(manifest.starts)) == ("failed", 1)
 
 
 def test_texts_that_are_trained_on_and_held_out_are_reported_once(config, tmp_path, caplog):
@@ -698,18 +706,18 @@ def test_texts_that_are_trained_on_and_held_out_are_reported_once(config, tmp_pa
 def test_other_texts_in_the_same_files_are_refused(config, tmp_path):
     for name in ("train", "test"):
         (tmp_path / name).write_text("a red ball moving left\na blue ball moving up\n")
-    asked = (
+    overrides = (
         "prompts=file",
         *(f"prompts.{name}={tmp_path / name}" for name in ("train", "test")),
         "budget.iterations=1",
     )
-    directory = _start(config, tmp_path, *asked)
+    directory = _start(config, tmp_path, *overrides)
     copied = tmp_path / "copied"
     copied.write_bytes((tmp_path / "test").read_bytes())
-    _start(config, tmp_path, *asked, f"prompts.test={copied}")
+    _start(config, tmp_path, *overrides, f"prompts.test={copied}")
     (tmp_path / "test").write_text("a green ball moving left\n")
     with pytest.raises(build.ConfigError, match=r"other texts than prompts\.train and prompts\.test give now"):
-        _start(config, tmp_path, *asked)
+        _start(config, tmp_path, *overrides)
     assert read_manifest(directory).status == "completed"
 
 
@@ -723,13 +731,13 @@ def test_an_exception_while_the_models_are_loaded_stands_in_run_json(config, tmp
     monkeypatch.setattr(loop, "prepare_trainer", short_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         _start(config, tmp_path)
-    told = read_manifest(tmp_path / "default/small")
-    assert (told.status, told.reason) == ("failed", "OutOfMemoryError: CUDA out of memory")
-    assert "in short_of_memory" in told.traceback
+    manifest = read_manifest(tmp_path / "default/small")
+    assert (manifest.status, manifest.reason) == ("failed", "OutOfMemoryError: CUDA out of memory")
+    assert "in short_of_memory" in manifest.traceback
     monkeypatch.undo()
     _start(config, tmp_path)
-    told = read_manifest(tmp_path / "default/small")
-    assert (told.status, told.reason, told.traceback) == ("completed", "", "")
+    manifest = read_manifest(tmp_path / "default/small")
+    assert (manifest.status, manifest.reason, manifest.traceback) == ("completed", "", "")
 
 
 def test_what_is_refused_while_the_models_are_loaded_leaves_nothing_behind(config, tmp_path):
@@ -745,16 +753,16 @@ def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
         SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0, from_main=lambda value: value, barrier=lambda: None)
         for rank in (0, 1)
     ]
-    main, other = (RunDirectory(tmp_path / "default/shared", described, one, 3) for one in ranks)
+    main, other = (RunDirectory(tmp_path / "default/shared", described, rank, 3) for rank in ranks)
     main.begin(0, 0, 0)
     other.begun = True
     other.fail(ValueError("no such reward"))
     main.fail(RuntimeError("Connection closed by peer"))
-    told = read_manifest(main.path)
-    assert (told.status, told.reason) == ("failed", "ValueError: no such reward (rank 1 of 2)")
-    assert "no such reward" in told.traceback
-    assert [record["reason"] for record in read_records(main.path)] == [told.reason]
-    assert len(told.starts) == 1
+    manifest = read_manifest(main.path)
+    assert (manifest.status, manifest.reason) == ("failed", "ValueError: no such reward (rank 1 of 2)")
+    assert "no such reward" in manifest.traceback
+    assert [record["reason"] for record in read_records(main.path)] == [manifest.reason]
+    assert len(manifest.starts) == 1
 
 
 def test_a_directory_of_an_earlier_version_is_refused_in_one_line_and_left_as_it_is(config, tmp_path, uninterrupted):

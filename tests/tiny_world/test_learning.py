@@ -17,7 +17,7 @@ def test_flash_learns_on_the_tiny_world(tmp_path):
     """A fifth of the default run, seed 4; over the whole of it 7 of 8 seeds rise significantly (analysis/LOG.md)."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["seed=4", "budget.pflop=2e-4", f"runs_root={tmp_path}", "run_name=learns"])
-    evaluations = [one for one in read_records(loop.run(cfg, "learns")) if one["kind"] == "evaluation"]
+    evaluations = [record for record in read_records(loop.run(cfg, "learns")) if record["kind"] == "evaluation"]
     before, after = evaluations[0]["prompt_rewards"], evaluations[-1]["prompt_rewards"]
     gains = torch.tensor([after[text] - before[text] for text in before])
     assert gains.mean() - 1.96 * gains.std() / len(gains) ** 0.5 > 0

@@ -48,20 +48,20 @@ def leaves(overrides: list[str], work: str, after: int) -> list[int]:
     Return whether this rank left, how many velocities it computed in all, and how many after the mark of the other.
     """
     trainer, evaluation = prepared(overrides)
-    asked: list[int] = []
+    requests: list[int] = []
     behind: list[int] = []
 
     def count() -> None:
         if marked(trainer):
             behind.append(1)
         if not trainer.ranks.is_main and len(calls) == after:
-            asked.append(1)
+            requests.append(1)
 
     if work == "update":
         rollouts, _ = trainer.rollouts.scored(trainer.batch(1))
         trainer.journal.done.clear()
     calls = counting(count)
-    trainer.journal.asked = lambda: bool(asked)
+    trainer.journal.asked = lambda: bool(requests)
     try:
         if work == "rollouts":
             trainer.rollouts.scored(trainer.batch(1))
@@ -96,10 +96,10 @@ def counting(action) -> list[int]:
 if __name__ == "__main__":
     output, overrides = sys.argv[1], sys.argv[2:]
     original = WanPolicy.velocity
-    told = {"goes on": goes_on(overrides)}
+    results = {"goes on": goes_on(overrides)}
     for work in ("rollouts", "update", "evaluation"):
         WanPolicy.velocity = original
-        told[work] = leaves(overrides, work, 3)
-    torch.save(told, f"{output}.{torch.distributed.get_rank()}")
+        results[work] = leaves(overrides, work, 3)
+    torch.save(results, f"{output}.{torch.distributed.get_rank()}")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

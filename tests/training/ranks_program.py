@@ -68,10 +68,10 @@ def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
     for module, name in ((rollouts, "training"), (evaluated_part, "evaluation")):
         ask, calls = module.ask, []
 
-        def failing(*asked, ask=ask, calls=calls):
-            calls.append(asked)
+        def failing(*arguments, ask=ask, calls=calls):
+            calls.append(arguments)
             here = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-            return Failing() if here and len(calls) == 2 else ask(*asked)
+            return Failing() if here and len(calls) == 2 else ask(*arguments)
 
         module.ask = failing
         layout = ["rollout.batch=2", "rollout.layout.num_prompts=4", "rollout.layout.group_size=2"]
@@ -103,6 +103,6 @@ def _config(folder: Path, *overrides: str):
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    told = {"refusal": refused(place), "notes": go_through(place), "failed": fails_on_the_last_rank(place)}
-    torch.save(told, place / f"rank{torch.distributed.get_rank()}.pt")
+    report = {"refusal": refused(place), "notes": go_through(place), "failed": fails_on_the_last_rank(place)}
+    torch.save(report, place / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -30,9 +30,9 @@ def test_it_keeps_the_videos_of_a_contact_sheet_and_no_others(config, tmp_path):
 
 
 def test_one_prompt_has_no_standard_error_and_shows_none(config):
-    one = _evaluated(config, ("a red ball moving right",))
+    single = _evaluated(config, ("a red ball moving right",))
     several = _evaluated(config, tuple(instantiate(config().prompts).test))
-    assert one.sem is None and str(one) == f"{one.mean:.3f}"
+    assert single.sem is None and str(single) == f"{single.mean:.3f}"
     assert several.sem > 0 and str(several) == f"{several.mean:.3f} ± {several.sem:.3f}"
 
 
@@ -49,9 +49,9 @@ def test_the_distance_from_the_base_is_zero_before_training_and_that_of_the_velo
     cfg = config("evaluation.sampler.schedule.num_steps=5")
     evaluation, small = instantiate(cfg.evaluation.sampler), trainer()
     texts = small.prompts.test[:4]
-    asked = (small.policy, brightness, texts, small.ranks)
-    assert evaluation(*asked).base_distance == 0
+    arguments = (small.policy, brightness, texts, small.ranks)
+    assert evaluation(*arguments).base_distance == 0
     with torch.no_grad():
         last = small.policy.transformer.proj_out.bias
         last += 0.5
-    assert evaluation(*asked).base_distance == pytest.approx(0.25, rel=1e-3)
+    assert evaluation(*arguments).base_distance == pytest.approx(0.25, rel=1e-3)

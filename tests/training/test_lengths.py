@@ -38,10 +38,10 @@ def ranks(request, tmp_path_factory, wan_folder):
     overrides = [*SMALL, *PIECES] if request.param == "plain" else [*_sharded(wan_folder, folder), *SMALL, *PIECES]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
-    command = [*launch, str(PROGRAM), str(folder / "told"), *overrides]
+    command = [*launch, str(PROGRAM), str(folder / "results"), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return request.param, [torch.load(folder / f"told.{rank}") for rank in (0, 1)]
+    return request.param, [torch.load(folder / f"results.{rank}") for rank in (0, 1)]
 
 
 def test_a_rank_with_fewer_steps_does_not_hang_the_others(ranks):

@@ -16,14 +16,14 @@ PROGRAM = Path(__file__).with_name("ranks_program.py")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def one_rank(tmp_path_factory):
     """The directory of the run on one rank, and the notes of its rollouts."""
     folder = tmp_path_factory.mktemp("one")
     return folder / "ranks/run", go_through(folder, "rollout.batch=3", "training.batch=3")
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two_ranks(tmp_path_factory):
     """The directory of the run on two ranks, and what each rank has to tell."""
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -34,8 +34,8 @@ def two(tmp_path_factory):
     return folder / "ranks/run", [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
-def test_two_ranks_share_the_rollouts_of_one_and_make_the_same(one, two):
-    alone, (first, second) = one[1], (told["notes"] for told in two[1])
+def test_two_ranks_share_the_rollouts_of_one_and_make_the_same(one_rank, two_ranks):
+    alone, (first, second) = one_rank[1], (report["notes"] for report in two_ranks[1])
     assert len(alone) == 4 * 2 * 4
     assert len(first) == len(second) == len(alone) / 2
     assert (first | second).keys() == alone.keys()
@@ -46,8 +46,8 @@ def test_two_ranks_share_the_rollouts_of_one_and_make_the_same(one, two):
         assert theirs["advantage"] == pytest.approx(note["advantage"], abs=2e-3)
 
 
-def test_two_ranks_write_the_records_of_one_to_floating_point_noise(one, two):
-    alone, together = (list(read_records(directory)) for directory, _ in (one, two))
+def test_two_ranks_write_the_records_of_one_to_floating_point_noise(one_rank, two_ranks):
+    alone, together = (list(read_records(directory)) for directory, _ in (one_rank, two_ranks))
     order = [[(record["kind"], record["iteration"]) for record in records] for records in (alone, together)]
     assert order[0] == order[1]
     for theirs, ours in zip(together, alone, strict=True):
@@ -65,22 +65,22 @@ def test_two_ranks_write_the_records_of_one_to_floating_point_noise(one, two):
             assert theirs["ratio_drift"] < 1e-5
 
 
-def test_the_manifest_counts_the_ranks_and_their_starts(two):
-    manifest = read_manifest(two[0])
+def test_the_manifest_counts_the_ranks_and_their_starts(two_ranks):
+    manifest = read_manifest(two_ranks[0])
     assert (manifest.world_size, manifest.hardware["devices"], manifest.status) == (2, 2, "completed")
     assert [start.iteration for start in manifest.starts] == [0, 1, 2]
     assert manifest.starts[2].pieces > manifest.starts[1].pieces
 
 
-def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two):
-    told = [ranks["failed"] for ranks in two[1]]
-    assert told[0] == (["no answer (rank 1 of 2)", ""] * 2, ["000000+001", "000000+001"])
-    assert told[1] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
+def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two_ranks):
+    failures = [ranks["failed"] for ranks in two_ranks[1]]
+    assert failures[0] == (["no answer (rank 1 of 2)", ""] * 2, ["000000+001", "000000+001"])
+    assert failures[1] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
 
 
-def test_rollouts_that_do_not_fill_the_ranks_are_refused_before_any_work(two):
-    directory, ranks = two
-    for told in ranks:
-        assert "rollout.num_prompts=1 x rollout.group_size=3" in told["refusal"]
-        assert "do not fill 2 ranks evenly" in told["refusal"]
+def test_rollouts_that_do_not_fill_the_ranks_are_refused_before_any_work(two_ranks):
+    directory, ranks = two_ranks
+    for report in ranks:
+        assert "rollout.num_prompts=1 x rollout.group_size=3" in report["refusal"]
+        assert "do not fill 2 ranks evenly" in report["refusal"]
     assert not directory.with_name("refused").exists()

@@ -42,21 +42,21 @@ def _rollout_by_mask(trainer, mask_BT):
 
 
 @pytest.fixture(scope="module")
-def known():
+def computed():
     """What `two_iterations` has computed, by configuration."""
     return {}
 
 
 @pytest.fixture(scope="module", params=ALL_METHODS)
-def two_iterations(request, config, trainer, known):
+def two_iterations(request, config, trainer, computed):
     """Of every method: the trainer and its records. In the second one the policy is no longer the base."""
     chosen = (request.param, "rollout.batch=3", "training.batch=20", "optim.optimizer.lr=1e-3")
     key = str(config(*chosen))  # some names stand for the same
-    if key not in known:
+    if key not in computed:
         small = trainer(*chosen)
         with warnings.catch_warnings(action="ignore"):  # few transitions may be at one step by chance
-            known[key] = small, [small.iterate(iteration) for iteration in (1, 2)]
-    return known[key]
+            computed[key] = small, [small.iterate(iteration) for iteration in (1, 2)]
+    return computed[key]
 
 
 def test_every_ratio_is_1_before_the_first_optimizer_step(two_iterations):
@@ -101,7 +101,7 @@ def test_rectification_does_not_warn_where_it_has_an_effect_or_is_not_asked_for(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         small.iterate(1)
-    assert not [str(one.message) for one in caught]
+    assert not [str(warning.message) for warning in caught]
 
 
 def test_a_rollout_whose_row_is_not_masked_is_the_pure_ode_bitwise(trainer):
@@ -145,10 +145,10 @@ def test_micro_batches_change_nothing_but_float_noise(trainer):
         return [small.iterate(iteration) for iteration in (1, 2)], small.policy.trainable()
 
     (whole, whole_weights), (parts, parts_weights) = two(), two("rollout.batch=3", "training.batch=3")
-    for one, other in zip(whole, parts, strict=True):
-        assert other.reward_mean == pytest.approx(one.reward_mean, abs=1e-4)
-        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
-        assert (other.steps, other.cost.pflop) == (one.steps, one.cost.pflop)
+    for whole_record, parts_record in zip(whole, parts, strict=True):
+        assert parts_record.reward_mean == pytest.approx(whole_record.reward_mean, abs=1e-4)
+        assert parts_record.gradient_norm == pytest.approx(whole_record.gradient_norm, rel=1e-4)
+        assert (parts_record.steps, parts_record.cost.pflop) == (whole_record.steps, whole_record.cost.pflop)
     for name, value in whole_weights.items():
         assert (parts_weights[name] - value).abs().mean() < 1e-6, name  # four optimizer steps moved it by about 4e-4
 
@@ -219,9 +219,9 @@ def test_an_iteration_whose_rewards_are_all_equal_trains_nothing(trainer, monkey
     small = trainer()
     before = {name: value.detach().clone() for name, value in small.policy.trainable().items()}
     record = small.iterate(1)
-    told = json.loads(as_json(record))
-    assert (told["transitions"], told["groups_without_spread"], told["gradient_norm"]) == (0, 1, 0)
-    assert (told["optimizer_steps"], told["weight_min"], told["ratio_drift"]) == (0, None, None)
+    written = json.loads(as_json(record))
+    assert (written["transitions"], written["groups_without_spread"], written["gradient_norm"]) == (0, 1, 0)
+    assert (written["optimizer_steps"], written["weight_min"], written["ratio_drift"]) == (0, None, None)
     assert all(torch.equal(value, before[name]) for name, value in small.policy.trainable().items())
 
 
