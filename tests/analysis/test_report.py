@@ -120,7 +120,7 @@ def test_the_command_prints_the_table_the_notes_and_where_the_report_is(tmp_path
     assert (tmp_path / "out" / "reward_against_pflop.png").exists()
 
 
-def test_the_report_of_a_study_without_torch_or_the_rest_of_the_package(tmp_path):
+def test_a_report_is_made_without_torch_or_the_rest_of_the_package(tmp_path):
     write_study(tmp_path / "s", methods=["flash"], seeds=range(2))
     check = (
         "import sys; from analysis import report; report.main(sys.argv[1:]); "
@@ -164,7 +164,7 @@ def test_a_study_that_is_not_there_is_one_line_and_exit_code_2(tmp_path, capsys)
     assert "no such study" in capsys.readouterr().err
 
 
-def test_what_the_report_takes_beyond_its_figures_grows_slowly_with_the_runs(tmp_path):
+def test_a_report_s_time_beyond_its_figures_grows_slowly_with_the_runs(tmp_path):
     """1,000 runs of 300 records in under 60 s: 5 ms a run for numbers, beside 10 for loading."""
     study = load_study(write_study(tmp_path / "s", gain=GAINS, seeds=range(15), iterations=60))
     start = time.process_time()

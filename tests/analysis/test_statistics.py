@@ -70,7 +70,7 @@ def test_the_same_values_always_give_the_same_interval():
     assert mean_estimate(values) == mean_estimate(values.tolist())
 
 
-def test_missing_values_are_no_seeds():
+def test_missing_values_do_not_count_as_seeds():
     assert mean_estimate([1.0, np.nan, 2.0, 3.0]).n == 3
     assert mean_estimate([np.nan]).n == 0
 

@@ -197,7 +197,7 @@ def test_a_run_with_slurm_s_bill_reads_as_one_without(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 1}', None])
-def test_a_run_that_does_not_say_what_it_is_is_left_out_with_a_note(tmp_path, text):
+def test_a_run_without_a_readable_manifest_is_left_out_with_a_note(tmp_path, text):
     write_run(tmp_path / "s" / "good")
     bad = write_run(tmp_path / "s" / "bad", seed=1)
     (bad / "run.json").unlink()

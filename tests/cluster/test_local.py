@@ -102,7 +102,7 @@ def _ctrl_c(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def test_no_more_runs_at_once_than_allowed(sweep):
+def test_a_sweep_starts_no_more_runs_at_once_than_allowed(sweep):
     folder, _, _ = sweep
     began = [float(path.read_text()) for path in folder.glob("began-*")]
     ended = [float(path.read_text()) for path in folder.glob("ended-*")]

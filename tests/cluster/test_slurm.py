@@ -210,7 +210,7 @@ SIGNALS = pytest.mark.parametrize(
 
 
 @SIGNALS
-def test_a_signal_in_c_code_waits_for_it_to_return(submit, ask, shape, ranks):
+def test_a_signal_in_c_code_is_handled_when_that_code_returns(submit, ask, shape, ranks):
     sweep = submit("steps=20", "c_s=4", *shape)
     eventually(lambda: all(sweep.read("work0", "c", rank) for rank in range(ranks)), "in C code")
     ask(sweep, "work0")
@@ -278,7 +278,7 @@ def test_a_killed_rank_ends_the_job_as_failed_within_seconds(submit):
     assert "task 1: Killed" in output
 
 
-def test_a_run_that_is_cancelled_elsewhere_while_it_waits_ends_the_waiting_for_it(submit):
+def test_a_queued_run_that_is_cancelled_elsewhere_is_no_longer_waited_for(submit):
     sweep = submit("seed=0,1", "steps=30", "hydra.launcher.array_parallelism=1")
     sweep.until_step("work0", 1)
     sweep.slurm("scancel", sweep.jobs()[1])
@@ -299,7 +299,7 @@ def test_a_node_that_goes_down_costs_only_what_was_not_saved(submit):
     assert len(sweep.read("work0", "starts")) == 2
 
 
-def test_what_was_submitted_is_what_runs(submit):
+def test_a_job_runs_the_code_that_was_submitted(submit):
     sweep = submit("seed=0")
     sweep.end()
     (start,) = sweep.read("work0", "starts")
@@ -309,7 +309,7 @@ def test_what_was_submitted_is_what_runs(submit):
     assert json.loads((copied.parent / "git.json").read_text())["dirty"] in (True, False)
 
 
-def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(submit):
+def test_a_detached_launcher_returns_at_once_and_the_jobs_run_on(submit):
     sweep = submit("seed=0,1", "detach=true")
     code, _ = sweep.end(20)
     assert code == 0
@@ -335,7 +335,9 @@ def test_detached_the_launcher_returns_at_once_and_the_jobs_run_on(submit):
         ("run_name=a/b", "without a /"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_queued(submit, cluster, monkeypatch, argument, message):
+def test_a_sweep_that_cannot_run_is_refused_in_one_line_and_nothing_is_queued(
+    submit, cluster, monkeypatch, argument, message
+):
     name, _, value = argument.partition("=")
     if name.isupper():
         monkeypatch.setitem(cluster, name, value)

@@ -132,7 +132,7 @@ def process_of(study: Study, run: str, rank: int) -> psutil.Process:
     )
 
 
-def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_one_that_is_not(submit):
+def test_a_group_over_two_nodes_that_is_asked_to_stop_on_one_rank_ends_as_an_undisturbed_group(submit):
     overrides = ("budget.iterations=30", "seed=8", "hydra.launcher={nodes:2,tasks_per_node:2,cpus_per_task:1}")
     whole, preempted = (submit(*overrides, name=name) for name in ("whole", "preempted"))
     preempted.until_iteration("preempted", 5)
@@ -183,7 +183,7 @@ DOES = {"raises": "raise ValueError('no such plan')", "is killed": "os.kill(os.g
 
 
 @pytest.mark.parametrize("what", DOES)
-def test_what_happens_on_one_rank_of_a_group_ends_all_of_it_within_seconds_and_is_told(submit, tmp_path, what):
+def test_a_failure_on_one_rank_ends_the_group_within_seconds_and_is_reported(submit, tmp_path, what):
     """Let one rank fail while the other waits in a collective. An exception must reach the rank's log and run.json."""
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -34,7 +34,7 @@ def tree(tmp_path, monkeypatch):
     sys.modules.pop("mine")
 
 
-def test_it_holds_the_modules_that_are_imported_be_it_later_and_no_others(tree, tmp_path):
+def test_a_snapshot_holds_the_modules_that_are_imported_now_or_later_and_no_others(tree, tmp_path):
     copied = snapshot(tmp_path / "code")
     there = {path.name for path in copied.iterdir()}
     assert {"flash_grpo", "hydra_plugins", "mine.py", "mine_later.py", "mine_parts"} <= there

@@ -127,7 +127,7 @@ def test_a_named_reward_takes_its_overrides(finished, server, tmp_path, argument
     assert list(_evaluation(tmp_path)["paired"]["000002"]["parts"]) == parts
 
 
-def test_a_model_without_a_run_takes_them_too(server, prompts, tmp_path):
+def test_a_named_reward_takes_its_overrides_for_a_model_without_a_run(server, prompts, tmp_path):
     arguments = ["--reward", "remote", f"reward.urls=[{server}]", "--output", str(tmp_path)]
     main(["BASE", *SMALL, *prompts(1), *arguments])
     assert list(_evaluation(tmp_path)["base"]["parts"]) == ["brightness"]
@@ -149,7 +149,7 @@ def test_other_prompts_and_another_evaluation_can_be_chosen_for_a_run(finished, 
     assert len(_manifest(tmp_path, "base")) == 4  # tiny: four noises
 
 
-def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
+def test_the_manifest_holds_a_prompt_s_metadata(finished, tmp_path):
     metadata = {"dimension": ["object_class"], "auxiliary": {"object": "ball"}}
     file = tmp_path / "test.jsonl"
     file.write_text(
@@ -176,7 +176,7 @@ def test_the_manifest_holds_what_is_known_of_a_prompt(finished, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_so_is_told_in_one_line(finished, tmp_path, capsys, arguments, message):
+def test_arguments_that_cannot_be_evaluated_are_refused_in_one_line(finished, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main([str(finished), *arguments, "--output", str(tmp_path)])
     err = capsys.readouterr().err
@@ -222,7 +222,7 @@ def test_one_prompt_has_a_gain_and_no_standard_error(prompts, tmp_path, config, 
     assert "nan" not in printed and "± 0" not in printed
 
 
-def test_two_ranks_evaluate_as_one_does(finished, alone, tmp_path):
+def test_two_ranks_evaluate_as_one_rank_does(finished, alone, tmp_path):
     done = _on_two_ranks(str(finished), *REWARDS, TWO_NOISES, "--output", str(tmp_path))
     assert done.stdout.count("gain: paired over 3 prompts") == 1
     ours, theirs = _evaluation(alone), _evaluation(tmp_path)

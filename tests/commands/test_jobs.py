@@ -365,7 +365,9 @@ def test_a_study_that_ran_without_slurm_is_shown_too(tmp_path, capsys):
         ("no slurm", [".", "--cancel"], "Slurm could not be asked (squeue is not on this machine)"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, monkeypatch, capsys, there, arguments, message):
+def test_arguments_that_cannot_be_followed_are_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, there, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     if there:
         written(tmp_path, "completed")

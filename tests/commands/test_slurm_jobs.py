@@ -70,7 +70,7 @@ def test_a_start_that_dies_before_it_begins_is_failed_and_goes_on_when_it_is_sub
     assert len(read_manifest(study.directory("seed0")).starts) == 3
 
 
-def test_a_killed_run_fails_is_submitted_again_and_computes_what_an_undisturbed_one_does(submit, train):
+def test_a_killed_run_fails_is_submitted_again_and_computes_what_an_undisturbed_run_does(submit, train):
     budget = ("budget.iterations=60", "evaluation.every=0.5")
     study = submit("seed=0,1", *budget)
     study.until_iteration("seed0", 12)

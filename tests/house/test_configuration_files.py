@@ -68,7 +68,7 @@ def test_an_ablation_has_a_name_of_its_own_and_a_learning_rate(group, option):
 
 
 @pytest.mark.parametrize("path", [path for path in GROUP_FILES if path.parent.name in ("ablations", "sweeps", "slurm")])
-def test_what_a_user_edits_begins_with_what_it_is_and_a_command(path):
+def test_a_file_that_users_edit_begins_with_its_purpose_and_a_command(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert comments[0] == "# @package _global_"
     assert len(comments) > 1

@@ -133,7 +133,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_run_starts(name):
 
 
 @pytest.mark.parametrize("room", ["hydra_plugins", "cluster", "records"])
-def test_what_every_start_of_hydra_imports_needs_no_torch(room):
+def test_rooms_that_every_start_of_hydra_imports_need_no_torch(room):
     for path in _files(room):
         assert not _tops(path) & {"torch", "diffusers", "numpy"}, path
 

@@ -6,7 +6,7 @@ import torch
 from flash_grpo.measure.videos import vbench_name, write_mp4
 
 
-def test_names_are_vbenchs_where_the_file_system_allows():
+def test_video_names_are_vbenchs_where_the_file_system_allows():
     assert vbench_name("a cat, running", 3) == "a cat, running-3.mp4"
     long, other = "x" * 500 + "a", "x" * 500 + "b"
     assert len(vbench_name("ü" * 300, 0).encode()) <= 255

@@ -153,7 +153,7 @@ def test_text_is_encoded_once_and_the_encoder_is_not_loaded_again(policy, tmp_pa
     torch.testing.assert_close(again.encode(TEXTS), direct, rtol=0, atol=0)
 
 
-def test_texts_told_of_beforehand_bring_the_encoder_once(policy, tmp_path, monkeypatch):
+def test_prefetched_texts_load_the_encoder_once(policy, tmp_path, monkeypatch):
     direct, wan = policy().encode(TEXTS), policy(embedding_cache=str(tmp_path))
     encoder, came = wan.encode._encoder_on_device, []
     monkeypatch.setattr(wan.encode, "_encoder_on_device", lambda: came.append(True) or encoder())
@@ -164,7 +164,7 @@ def test_texts_told_of_beforehand_bring_the_encoder_once(policy, tmp_path, monke
     assert len(came) == 1
 
 
-def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, wan_folder, tmp_path, monkeypatch):
+def test_an_iteration_loads_the_encoder_once_whatever_the_micro_batch(trainer, wan_folder, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
     prompts = [f"prompts.{part}={tmp_path / 'prompts.txt'}" for part in ("train", "test")]
     chosen = ["model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, "model.dtype=float32"]
@@ -187,7 +187,7 @@ def test_an_iteration_brings_the_encoder_once_whatever_the_micro_batch(trainer, 
         ("lora", "the tiny world's sizes: rollout.batch=64, training.batch=64, evaluation.sampler.batch=64; recipe="),
     ],
 )
-def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_folder, caplog, optim, warning):
+def test_a_large_model_with_the_tiny_worlds_sizes_gets_a_warning(trainer, wan_folder, caplog, optim, warning):
     trainer("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE, f"optim={optim}", "reward=brightness")
     assert warning in caplog.text
     caplog.clear()
@@ -196,7 +196,7 @@ def test_a_large_model_with_the_tiny_worlds_sizes_is_warned_of(trainer, wan_fold
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_few_texts_stay_in_memory_each_as_small_as_it_is(policy, tmp_path, monkeypatch, cache):
+def test_few_texts_stay_in_memory_and_each_without_padding(policy, tmp_path, monkeypatch, cache):
     monkeypatch.setattr("flash_grpo.policies.text.IN_MEMORY", 2)
     direct = policy().encode(TEXTS)
     wan = policy(embedding_cache=str(tmp_path) if cache else None)
@@ -271,7 +271,7 @@ def test_compiled_blocks_compute_the_same(policy, monkeypatch):
         ({"frames": 6}, "1 \\+ a multiple of 4"),
     ],
 )
-def test_what_cannot_be_loaded_is_told_in_one_line(config, wan_folder, options, message):
+def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(config, wan_folder, options, message):
     cfg = config("model=wan21_1p3b", f"model.path={wan_folder}", *wan_pipeline.SHAPE)
     with pytest.raises(ConfigError, match=message) as caught:
         build({**cfg.model, "revision": None, **options}, "model", device=torch.device("cpu"))
@@ -315,7 +315,7 @@ def test_two_experts_are_refused(wan_folder, policy):
     ("model", "parameters", "tflop", "lora"),
     [("wan21_1p3b", 1_418_996_800, 283.0, 11_796_480), ("wan21_14b", 14_288_491_584, 1678.4, 52_428_800)],
 )
-def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
+def test_the_real_models_have_their_sizes_on_the_meta_device(config, model, parameters, tflop, lora):
     cfg = config(f"model={model}", "optim=lora")
     assert (cfg.model.height, cfg.model.width, cfg.model.frames) == (480, 832, 81)
     with torch.device("meta"):
@@ -328,7 +328,7 @@ def test_the_real_models_on_meta(config, model, parameters, tflop, lora):
 
 
 @pytest.mark.parametrize(("recipe", "steps", "last"), [("wan21_1p3b", 20, 9), ("wan21_14b", 12, 5)])
-def test_the_recipes_steps_and_candidates(recipe, steps, last):
+def test_the_recipes_compose_their_steps_and_candidates(recipe, steps, last):
     """As a user composes them. Flash and Fast1 draw from the same first half of the steps."""
     flash, window = (composed_outside([f"recipe={recipe}", f"ablations={name}"]) for name in ("none", "sliding_window"))
     assert len(instantiate(flash.schedule)) == steps

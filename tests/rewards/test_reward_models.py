@@ -66,7 +66,7 @@ def test_aesthetic_reads_the_published_head(clip_folder, images, tmp_path):
         Aesthetic(str(clip_folder), str(tmp_path / "nowhere.pth"))
 
 
-def test_a_hub_model_that_is_not_here_is_told_with_how_to_fetch_it():
+def test_the_error_for_a_missing_hub_model_says_how_to_fetch_it():
     with pytest.raises(ValueError, match=r"hf download some/model --revision abc"):
         PickScore("some/model", "some/model", revision="abc")
 
@@ -153,7 +153,7 @@ def _by_brightness(image_NHWC, text):
     return image_NHWC.float().flatten(1).mean(1)
 
 
-def test_frame_policies():
+def test_an_image_reward_scores_every_nth_frame_or_the_best_ones():
     video = (torch.arange(10) * 10).reshape(1, 10, 1, 1, 1).expand(2, 10, 2, 2, 3).to(torch.uint8)
     best = FrameReward(name="x", scorer=_by_brightness, best=0.3, batch=3)(video, ("a", "b"))
     assert best.total_B.tolist() == [80.0, 80.0]

@@ -111,7 +111,7 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Length": None}])
-def test_too_large_a_request_is_refused(serving, headers):
+def test_a_too_large_request_is_refused(serving, headers):
     url = f"{serving(max_bytes=100).url}/score"
     body = packed_request(VIDEO, list(TEXTS))
     content = body if not headers else iter([body[:50], body[50:]])  # chunked: its length is not told
@@ -119,7 +119,7 @@ def test_too_large_a_request_is_refused(serving, headers):
     assert answer.status_code == 413 and "server.max_megabytes" in answer.text
 
 
-def test_what_is_no_request_is_refused_with_a_reason(serving):
+def test_a_malformed_request_is_refused_with_a_reason(serving):
     url = f"{serving().url}/score"
     import pickle
 
@@ -155,7 +155,7 @@ def test_a_server_that_stays_away_ends_the_call_with_a_clear_error(serving):
     assert time.monotonic() - start < 5
 
 
-def test_where_one_server_is_away_another_one_scores(serving):
+def test_another_server_scores_while_one_is_away(serving):
     away, there = serving(), serving()
     away.kill()
     start = time.monotonic()
@@ -191,7 +191,7 @@ def test_a_server_is_asked_again_soon_and_then_ever_more_slowly():
     assert 30 <= min(waits(20)) <= max(waits(20)) <= 31
 
 
-def test_a_request_that_has_failed_is_told_while_others_are_still_tried(serving):
+def test_a_failed_request_is_reported_while_others_are_still_tried(serving):
     def fails_or_takes_long(video, text):
         if text == TEXTS[:1]:
             raise RuntimeError("out of memory")
@@ -244,9 +244,7 @@ def _restart(server):
     server.start()
 
 
-def test_a_server_that_never_returns_ends_the_run_where_it_is_and_no_rollout_is_made_again(
-    serving, train, tmp_path, monkeypatch
-):
+def test_a_server_that_never_returns_ends_the_run_and_no_rollout_is_made_again(serving, train, tmp_path, monkeypatch):
     calls, servers, made, make = [], [], [], RolloutMaker.make
 
     def dies_for_good(video, text):
@@ -328,12 +326,12 @@ def test_many_clients_of_one_slow_server_all_get_their_scores_and_nothing_is_sco
 
 
 @pytest.mark.parametrize("url", ["node7:8700", "http://node7:port", "ftp://node7", "http://"])
-def test_what_is_no_address_is_refused_at_once(url):
+def test_a_malformed_address_is_refused_at_once(url):
     with pytest.raises(ValueError, match=r"reward\.urls: "):
         RemoteReward(urls=[url])
 
 
-def test_no_proxy_is_asked(serving, monkeypatch):
+def test_a_proxy_in_the_environment_is_not_used(serving, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     torch.testing.assert_close(
@@ -341,7 +339,7 @@ def test_no_proxy_is_asked(serving, monkeypatch):
     )
 
 
-def test_what_the_servers_compute_is_part_of_the_cost_and_of_an_evaluations_own(serving, train):
+def test_the_servers_seconds_are_part_of_the_cost_and_of_an_evaluation_s_seconds(serving, train):
     def costly(video, text):
         return Scores(total_B=ShapesReward()(video, text).total_B, parts={}, device_seconds=1000.0)
 

@@ -79,7 +79,7 @@ def _logits(published, inputs):
     return whole.rm_head(hidden[inputs.input_ids >= first]).reshape(2, 3)
 
 
-def test_it_is_the_heads_output_at_the_three_tokens_in_standard_deviations(published, video):
+def test_videoalign_is_the_heads_output_at_the_three_tokens_in_standard_deviations(published, video):
     reward = _reward(published)
     inputs = reward.prepared(video, TEXTS)
     assert inputs.video_grid_thw.tolist() == [[2, 20, 26]] * 2  # frames 0, 1, 3, 4 in two pairs
@@ -106,7 +106,7 @@ def test_text_frames_and_their_order_matter_and_the_batch_does_not(published, vi
     torch.testing.assert_close(alone.total_B, scores.total_B, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_seen_before_the_text_does_not_depend_on_it(published, video):
+def test_scores_read_before_the_text_do_not_depend_on_the_text(published, video):
     """Causal attention: VQ and MQ stand before the text, so only TA may know it."""
     reward = _reward(published)
     first, second = (reward(video[:1], (text,)).parts for text in TEXTS)
@@ -129,7 +129,7 @@ def test_adapters_have_the_scale_that_their_configuration_tells(published, video
     assert not torch.allclose(rank_stabilized, scores(use_rslora=False), atol=1e-4)
 
 
-def test_frame_policies(published):
+def test_frames_are_taken_two_a_second_or_every_nth(published):
     reward = _reward(published)
     assert reward.frames(81) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # 5 s at 2 a second, as VideoAlign rounds
     assert reward.frames(9) == [0, 3, 5, 8] and reward.frames(2) == [0, 1]
@@ -146,7 +146,7 @@ def test_frames_are_resized_as_for_training(published):
     assert _reward(published).prepared(tiny, TEXTS[:1]).video_grid_thw.tolist() == [[2, 24, 24]]  # at least 100,352
 
 
-def test_it_runs_in_bfloat16_as_saved(published, video):
+def test_videoalign_runs_in_bfloat16_as_saved(published, video):
     half, full = (_reward(published, dtype=dtype)(video, tuple(TEXTS)) for dtype in ("bfloat16", "float32"))
     torch.testing.assert_close(half.total_B, full.total_B, atol=0.1, rtol=0.1)
 
@@ -161,7 +161,7 @@ def test_it_runs_in_bfloat16_as_saved(published, video):
         ({"pixels": 100}, f"pixels at least {MIN_PIXELS}"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told_in_one_line(published, options, message):
+def test_a_missing_or_wrong_setting_is_named_in_one_line(published, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         _reward(published, **options)
     assert "\n" not in str(caught.value)

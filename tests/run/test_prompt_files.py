@@ -16,7 +16,7 @@ def test_prompt_files_are_read_line_by_line_and_a_missing_one_is_named(tmp_path)
         from_files(str(tmp_path / "empty.txt"), str(tmp_path / "train.txt"))
 
 
-def test_jsonl_prompts_and_what_is_wrong_with_a_line(tmp_path):
+def test_jsonl_prompts_are_read_and_a_bad_line_is_named(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text('{"prompt": " one ", "source": "x"}\n\n{"prompt": "two"}\n')
     read = from_files(str(file), str(file))

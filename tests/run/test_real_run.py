@@ -58,7 +58,7 @@ def _state(directory: Path) -> dict:
     return checkpoint.newest(directory)
 
 
-def test_it_trains_adapters_and_saves_nothing_else(finished):
+def test_the_recipe_trains_adapters_and_saves_nothing_else(finished):
     records = list(read_records(finished))
     assert [record["kind"] for record in records] == ["evaluation", "iteration", "iteration", "evaluation"]
     assert records[1]["optimizer_steps"] == 2 and records[1]["gradient_norm"] > 0
@@ -67,7 +67,7 @@ def test_it_trains_adapters_and_saves_nothing_else(finished):
     assert all(value.dtype == torch.float32 for value in state["parameters"].values())
 
 
-def test_interrupted_and_resumed_it_ends_with_the_same_weights(config, overrides, tmp_path, finished):
+def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, overrides, tmp_path, finished):
     for iterations in (1, 2):
         cfg = config(*overrides, f"runs_root={tmp_path}", f"budget.iterations={iterations}")
         directory = loop.run(cfg, cfg.run_name)
@@ -105,7 +105,7 @@ def test_exported_adapters_give_wan_pipeline_the_same_velocity(finished, wan_fol
     assert (loaded - base).abs().max() > 1e-4
 
 
-def test_what_only_the_run_s_device_has_is_not_asked_of_the_machine_that_exports(finished, tmp_path):
+def test_export_needs_nothing_that_only_the_run_s_device_has(finished, tmp_path):
     exported = export(finished)
     elsewhere = shutil.copytree(finished, tmp_path / "run")
     manifest = json.loads((elsewhere / "run.json").read_text())
@@ -143,7 +143,7 @@ def test_a_run_that_drifts_stops_and_says_what_to_do(config, tmp_path):
     assert [path.name for path in checkpoint.complete(prepared.path)] == ["000000"]
 
 
-def test_no_drift_where_rollout_and_replay_compute_alike(config, overrides):
+def test_a_run_does_not_drift_where_rollout_and_replay_compute_alike(config, overrides):
     trainer = build.prepare_trainer(config(*overrides), Ranks("cpu"))
     assert trainer.iterate(1).ratio_drift < 1e-3
 

@@ -87,7 +87,7 @@ def test_every_point_of_the_real_sweeps_can_begin(real, sweep):
         ("reward=pickscore reward.scorer.path=/nowhere", "reward.scorer.path=/nowhere: there is no such folder"),
     ],
 )
-def test_what_cannot_begin_is_refused_in_one_line(config, chosen, message):
+def test_a_point_that_cannot_begin_is_refused_in_one_line(config, chosen, message):
     with pytest.raises(ConfigError) as caught:
         rehearse(config(*chosen.split()), 1)
     assert message in str(caught.value)

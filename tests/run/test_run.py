@@ -227,7 +227,7 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
         ((PartEvaluator, "part"), "evaluation.sampler.batch", "evaluation.sampler.batch=8"),
     ],
 )
-def test_a_run_left_inside_micro_batches_goes_on_with_their_size_alone(
+def test_a_run_left_inside_micro_batches_continues_only_with_their_sizes(
     config, tmp_path, monkeypatch, moment, key, sizes
 ):
     owner, name = moment
@@ -274,7 +274,7 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     assert subprocess.run(command).returncode == 0
 
 
-def test_what_is_no_part_of_a_runs_identity_is_no_part_of_its_name():
+def test_settings_outside_a_run_s_identity_are_not_in_its_name():
     elsewhere = ("reward.urls", "reward.rewards.hpsv3.timeout")
     settings = [setting for setting in identity.SETTINGS if not setting.identity and not setting.in_name]
     assert len(settings) >= 12 and all(setting.reason for setting in identity.SETTINGS)
@@ -536,7 +536,7 @@ def test_an_iteration_record_adds_up(uninterrupted):
         assert record["lr"] == 1e-3
 
 
-def test_an_evaluation_is_no_part_of_the_cost(uninterrupted):
+def test_an_evaluation_is_not_part_of_the_cost(uninterrupted):
     records = list(read_records(uninterrupted))
     for before, record in itertools.pairwise(records):
         if record["kind"] == "evaluation":
@@ -664,7 +664,7 @@ def test_a_job_that_slurm_restarts_without_progress_gives_up(restarted, restarts
     assert reason.startswith(f"started {idle} times without") if idle else not reason
 
 
-def test_what_one_start_has_reached_is_no_news_when_a_later_one_reaches_less(config, tmp_path, monkeypatch, restarted):
+def test_a_start_that_reaches_what_an_earlier_one_reached_makes_no_progress(config, tmp_path, monkeypatch, restarted):
     """Each start is killed before it has saved anything."""
     for restarts, reached in enumerate((3, 2, 3, 1, None)):
         restarted(restarts)
@@ -740,13 +740,13 @@ def test_an_exception_while_the_models_are_loaded_stands_in_run_json(config, tmp
     assert (manifest.status, manifest.reason, manifest.traceback) == ("completed", "", "")
 
 
-def test_what_is_refused_while_the_models_are_loaded_leaves_nothing_behind(config, tmp_path):
+def test_a_run_refused_while_its_models_are_loaded_leaves_nothing_behind(config, tmp_path):
     with pytest.raises(build.ConfigError):
         _start(config, tmp_path, "model.path=/nowhere")
     assert not list(tmp_path.iterdir())
 
 
-def test_of_several_ranks_that_fail_the_first_one_is_believed(config, tmp_path):
+def test_the_reason_of_the_first_rank_that_fails_is_kept(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
     described = loop.claim(cfg, "shared").manifest
     ranks = [

@@ -83,6 +83,6 @@ def test_a_step_up_the_gradient_raises_each_part(video_BFHWC, name):
     assert (score(video + 0.05 * gradient / length_B)[name] > before_B).all()
 
 
-def test_a_text_outside_the_little_world_is_refused(video_BFHWC):
+def test_a_text_outside_the_tiny_world_is_refused(video_BFHWC):
     with pytest.raises(ValueError, match="not a caption of the tiny world"):
         score(video_BFHWC[:1], ("a cat",))

@@ -20,7 +20,7 @@ def _evaluated(config, texts, *overrides):
     return evaluation(policy, brightness, texts, Ranks("cpu"))
 
 
-def test_it_keeps_the_videos_of_a_contact_sheet_and_no_others(config, tmp_path):
+def test_an_evaluation_keeps_the_videos_of_a_contact_sheet_and_no_others(config, tmp_path):
     texts = tuple(instantiate(config().prompts).test)
     kept = _evaluated(config, texts).videos
     assert len(texts) == 32 and list(kept) == shown(list(texts)) and len(kept) == CONTACT_SHEET_ROWS
@@ -36,7 +36,7 @@ def test_one_prompt_has_no_standard_error_and_shows_none(config):
     assert several.sem > 0 and str(several) == f"{several.mean:.3f} ± {several.sem:.3f}"
 
 
-def test_diversity_is_the_mean_pairwise_rms_distance_and_none_of_a_single_video(config):
+def test_diversity_is_the_mean_pairwise_rms_distance_and_none_for_a_single_video(config):
     black, white, grey = (torch.full((9, 16, 16, 3), value, dtype=torch.uint8) for value in (0, 255, 51))
     videos = torch.stack([torch.stack([black, white, grey]), torch.stack([grey, grey, grey])])
     torch.testing.assert_close(diversity(videos), torch.tensor([(1 + 0.2 + 0.8) / 3, 0.0]))
