@@ -12,14 +12,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from slurm_cluster import cluster, slurm_environment, study
+from slurm_cluster import cluster, slurm_environment, submit
 
 from flash_grpo.run import build, loop
 from flash_grpo.run.compose import CONF
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
 
-__all__ = ["cluster", "slurm_environment", "study"]  # fixtures
+__all__ = ["cluster", "slurm_environment", "submit"]  # fixtures
 
 SMALL = (
     "device=cpu",

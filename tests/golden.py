@@ -1,7 +1,7 @@
 """Make the golden trajectories: `python tests/golden.py` writes tests/golden/*.json, a file per method and SDE.
 
 Each is a short run of the tiny world, with its records (times apart) and, of the trained weights, a hash, the norm of each
-tensor and its projections on 16 keyed random directions. `test_golden.py` runs them again: where processor, torch and
+tensor and its projections on 16 keyed random directions. `house/test_golden.py` runs them again: where processor, torch and
 number of threads are those of the making everything must be equal to the bit; elsewhere weights to 1e-4 and rewards to 1e-3.
 A change that should not alter numbers proves so by leaving these files alone.
 """

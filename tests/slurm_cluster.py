@@ -133,7 +133,7 @@ class Study:
         eventually(lambda: self.state(run) in states, f"{run} {' or '.join(states)}", WAIT_S)
 
     def iteration(self, run: str) -> int:
-        return max((one["iteration"] for one in read_records(self.directory(run))), default=-1)
+        return max((record["iteration"] for record in read_records(self.directory(run))), default=-1)
 
     def until_iteration(self, run: str, iteration: int) -> None:
         eventually(lambda: self.iteration(run) >= iteration, f"{run} at iteration {iteration}", WAIT_S)
@@ -145,18 +145,18 @@ class Study:
 
 
 @pytest.fixture
-def study(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
-    """`study("seed=0,1")` submits a sweep of small runs in the test's directory."""
+def submit(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
+    """`submit("seed=0,1")` submits a sweep of small runs in the test's directory."""
     started: list[Study] = []
 
     def start(*overrides: str, **options: Any) -> Study:
-        chosen = [*(one for one in small if "run_name" not in one), *overrides]
+        chosen = [*(override for override in small if "run_name" not in override), *overrides]
         started.append(Study(tmp_path, cluster, *chosen, **options))
         return started[-1]
 
     yield start
-    for one in started:
-        one.launcher.kill()
+    for study in started:
+        study.launcher.kill()
 
 
 def what_was_computed(run_dir: Path) -> list[dict]:

@@ -1,0 +1,98 @@
+"""What an iteration costs, from masks, keys and ranks: against the meter, and against closed forms."""
+
+import pytest
+import torch
+
+from flash_grpo.algorithm.batches import Layout
+from flash_grpo.algorithm.cost import Counts, counted, distinct_states, expected
+from flash_grpo.algorithm.noise import NoiseKeys
+from flash_grpo.records.schema import COST_PHASES
+from flash_grpo.run.build import planned
+
+METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
+
+
+def _planned(config, world_size=1, *overrides):
+    schedule, method, _, layout = planned(config(*overrides), world_size)
+    return method, layout, len(schedule)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("more", [(), ("model.guidance=3", "method.kl_weight=0.1"), ("rollout.batch=3",)])
+def test_the_counts_are_what_the_meter_counts(trainer, name, more):
+    small = trainer(f"ablations={name}", *more)
+    policy, kl = small.policy, small.method.kl_weight > 0
+    before = forwards = backwards = pflop = pflop_all = videos = 0
+    for iteration in (1, 2):
+        record = small.iterate(iteration)
+        counts = counted(small.method, small.layout, len(small.schedule), small.seed, iteration, small.rollouts.at_once)
+        forwards += counts.forwards(policy.evaluations_per_velocity, kl)
+        backwards += counts.backwards(policy.evaluations_per_velocity)
+        pflop += counts.pflop(policy.evaluations_per_velocity, policy.flops, kl)
+        pflop_all += counts.pflop_all(policy.evaluations_per_velocity, policy.flops, kl)
+        videos += counts.videos
+        cost = record.cost
+        assert record.transitions > before
+        assert (cost.forward_evaluations, cost.backward_evaluations) == (forwards, backwards)
+        assert cost.pflop == pytest.approx(pflop)
+        assert cost.pflop_all == pytest.approx(pflop_all)
+        assert cost.decodes == cost.scored_videos == videos
+        assert cost.recomputed_evaluations == 0
+        phases = [getattr(cost, f"{phase}_seconds") for phase in COST_PHASES]
+        assert sum(phases) == pytest.approx(cost.device_seconds)
+        assert min(phases) > 0
+
+
+def test_transitions_without_an_advantage_are_not_counted(trainer):
+    small = trainer()
+    counts = counted(small.method, small.layout, 11, 0, 1, 64, kept=lambda batch: batch.sibling_B > 1)
+    assert counts == Counts(rollout_velocities=8 * 11, trained_states=4, videos=8)
+
+
+@pytest.mark.parametrize("step", [0, 4, 9])
+def test_shared_noise_saves_all_but_one_sibling_up_to_the_stochastic_step(config, step):
+    fixed = (f"method.plan.first_step={step}", f"method.plan.last_step={step}", "rollout.layout.group_size=6")
+    shared = counted(*_planned(config, 1, "ablations=shared_noise", *fixed), 0, 1, 64)
+    alone = counted(*_planned(config, 1, *fixed), 0, 1, 64)
+    assert alone == Counts(rollout_velocities=12 * 11, trained_states=12, videos=12)
+    assert alone.rollout_velocities - shared.rollout_velocities == 2 * (6 - 1) * (step + 1)
+    assert (shared.trained_states, shared.videos) == (2, 12)
+
+
+def test_groups_that_are_split_over_ranks_share_less(config):
+    """On two ranks the only group's halves share their noise each by itself."""
+    fixed = ("ablations=shared_noise", "method.plan.first_step=4", "method.plan.last_step=4")
+    one_group = ("rollout.layout.num_prompts=1", "rollout.layout.group_size=8")
+    whole, halves = (counted(*_planned(config, ranks, *fixed, *one_group), 0, 1, 64) for ranks in (1, 2))
+    assert 8 * 11 - whole.rollout_velocities == 7 * 5
+    assert 8 * 11 - halves.rollout_velocities == 2 * 3 * 5
+    assert (whole.trained_states, halves.trained_states) == (1, 2)
+
+
+def test_at_the_release_s_sizes_shared_noise_saves_a_quarter_of_the_rollouts(config):
+    release = ("schedule.num_steps=20", "rollout.layout.num_prompts=48", "rollout.layout.group_size=8")
+    mean, spread = expected(*_planned(config, 1, "ablations=shared_noise", *release), seed=0, rollout_batch=1)
+    saved = 1 - mean.rollout_velocities / (48 * 8 * 20)
+    assert saved == pytest.approx(7 / 8 * 5.5 / 20, abs=0.01)  # steps 0-9 alike: 5.5 of 20 on average
+    assert spread.rollout_velocities == pytest.approx(48**0.5 * 7 * 8.25**0.5, rel=0.25)  # of 48 uniform draws
+    assert (spread.trained_states, mean.trained_states, mean.videos) == (0, 48, 384)
+
+
+def test_a_plan_without_chance_has_no_spread(config):
+    mean, spread = expected(*_planned(config, 1, "method=full"), seed=0, rollout_batch=64, iterations=4)
+    assert mean == Counts(rollout_velocities=88, trained_states=80, videos=8)
+    assert spread == Counts(rollout_velocities=0, trained_states=0, videos=0)
+
+
+def test_a_tree_of_equal_keys_is_one_state_up_to_each_branch():
+    """Four rollouts that start alike, part in two at step 1, and each go alone from step 3 on."""
+    keys = NoiseKeys(initial_B=(("x",),) * 4, sde_B=(("a",), ("a",), ("b",), ("b",)))
+    mask_BT = torch.zeros(4, 5, dtype=torch.bool)
+    mask_BT[:, 1] = True
+    assert distinct_states(keys, mask_BT, torch.ones(4, dtype=torch.bool)) == (1 + 1 + 2 + 2 + 2, 1)
+
+
+def test_layouts_on_more_ranks_make_the_same_videos():
+    for world_size in (1, 2, 4):
+        layout = Layout(num_prompts=4, group_size=4, world_size=world_size)
+        assert sum(len(layout.batch(1, [""] * 4, rank)) for rank in range(world_size)) == 16

@@ -1,0 +1,218 @@
+"""The command line: what it refuses and what it tells."""
+
+import logging
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from flash_grpo import cli
+from flash_grpo.algorithm.types import Scores
+from flash_grpo.records.files import read_manifest
+from flash_grpo.run.compose import distinguishing_name
+from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def train_py(monkeypatch, capsys, tmp_path):
+    """`train_py("seed=1")`: its exit code, standard output and standard error; in this process, in a directory of its own."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield called
+    root.handlers[:], root.level = handlers, level
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+BAD = {
+    "a misspelt key": (
+        "optim.optimizer.lrr=1e-3",
+        ["optim.optimizer has no key lrr", "did you mean optim.optimizer.lr?"],
+    ),
+    "a misspelt first key": ("bugdet.iterations=1", ["no key bugdet", "did you mean budget?", "ablations"]),
+    "a key of another method": ("method.plan.width=2", ["method.plan has no key width", "first_step", "shared_by"]),
+    "a misspelt Hydra key": ("hydra.joob.num=1", ["hydra has no key joob", "did you mean hydra.job?"]),
+    "a misspelt group": ("methd=full", ["no key methd", "did you mean method?"]),
+    "a misspelt class": (
+        "method.plan._target_=flash_grpo.algorithm.plans.OneStp",
+        ["method", "flash_grpo.algorithm.plans.OneStp"],
+    ),
+    "no number of threads": ("threads=null", ["threads=None", "at least 1"]),
+    "a name that is a path": ("run_name=a/b", ["run_name=a/b", "without a /"]),
+    "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
+    "a misspelt ablation": ("ablations=naive", ["ablations=naive", "naive_one_step", "no_rectification"]),
+    "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, demo"]),
+    "a misspelt ablation in a sweep": ("-m ablations=none,naive", ["ablations=naive", "naive_one_step"]),
+    "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
+    "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),
+    "a misspelt value": ("schedule.noise=lineer", ["schedule.noise=lineer", "linear, flow"]),
+    "an SDE that reverses the latents": (
+        "schedule.noise=flow schedule.noise_level=2",
+        ["schedule.noise_level", "step 0", "schedule.max_std"],
+    ),
+    "a stochastic step without noise": (
+        "schedule.noise=cps method=full method.plan.skip_last=false",
+        ["schedule.noise", "no noise at step 19"],
+    ),
+    "a misspelt value of a part": ("method.advantage.std=bach", ["method.advantage.std=bach", "batch, group, none"]),
+    "a misspelt plan": ("method.plan.shared_by=promt", ["method.plan.shared_by=promt", "prompt, rollout"]),
+    "a misspelt device": ("device=gpu", ["device=gpu", "auto, cpu, cuda"]),
+    "a word for a number": ("optim.optimizer.lr=fast", ["optim.optimizer.lr=fast", "expected a number"]),
+    "a word for a number in a sweep": ("-m seed=0,one", ["seed=one", "expected an integer"]),
+    "a fraction for a count": ("schedule.num_steps=20.5", ["schedule.num_steps=20.5", "expected an integer"]),
+    "a word for a truth value": ("method.rescale=maybe", ["method.rescale=maybe", "expected true or false"]),
+    "no value": ("study", ["study", "expected key=value"]),
+    "half a list": ("study=[a", ["study=[a", "expected key=value"]),
+    "a group of one": ("rollout.layout.group_size=1", ["rollout.group_size=1", "at least 2"]),
+    "no prompts": ("rollout.layout.num_prompts=0", ["rollout.num_prompts=0", "at least 1"]),
+    "steps that do not divide": ("training.optimizer_steps=3", ["training.optimizer_steps=3", "rollout.num_prompts=4"]),
+    "a window wider than the schedule": (
+        "method=window method.plan.width=21 method.plan.last_start=0",
+        ["method.plan.width=21", "schedule.num_steps=20"],
+    ),
+    "a window beyond the schedule": ("method=window method.plan.width=12", ["method.plan.width=12", "last_start=9"]),
+    "a step beyond the schedule": ("schedule.num_steps=8", ["last_step=9", "schedule.num_steps=8"]),
+    "a missing prompt file": (
+        "prompts=file prompts.train=no.txt prompts.test=no.txt",
+        ["prompts.train=no.txt", "no such"],
+    ),
+    "an unnamed prompt file": ("prompts=file", ["prompts.train", "must be given"]),
+    "a missing model": ("model.path=nowhere", ["model.path=nowhere", "no such folder"]),
+    "no budget": ("budget.pflop=null", ["budget.iterations, budget.device_hours, budget.pflop"]),
+    "a negative budget": ("budget.pflop=-1", ["budget.pflop=-1", "positive"]),
+    "never a checkpoint": ("checkpoint.every=0", ["checkpoint.every=0", "at least 1"]),
+    "never an evaluation": ("evaluation.every=0", ["evaluation.every=0", "share of the budget"]),
+    "an empty micro-batch": ("training.batch=0", ["training.batch=0", "at least 1"]),
+    "no evaluation noise": ("evaluation.sampler.noises_per_prompt=0", ["noises_per_prompt=0", "at least 1"]),
+    "a sweep without -m": ("sweeps=ablation", ["sweeps=", "add -m"]),
+    "several values without -m": ("seed=0,1", ["seed=0,1", "add -m"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2_and_nothing_is_done(train_py, tmp_path, case):
+    arguments, fragments = BAD[case]
+    code, out, err = train_py(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [fragment for fragment in fragments if fragment not in err] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_prompt_file_is_refused(train_py, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    code, _, err = train_py("prompts=file", "prompts.train=empty.txt", "prompts.test=empty.txt")
+    assert (code, err) == (2, "error: prompts.train=empty.txt: the file holds no prompt\n")
+
+
+def test_a_whole_process_ends_with_exit_code_2_too(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "method=flsh"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- good input ----------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_says_what_a_newcomer_needs(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    help_text = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    for basic in ("python train.py -m sweeps=ablation", "--cfg job", "analysis.report", "continues", "Exit codes"):
+        assert basic in help_text
+    for group in ("ablations", "method", "model", "prompts", "reward", "slurm", "sweeps"):
+        assert re.search(rf"^{group}: \w", help_text, re.MULTILINE), group
+    assert re.search(r"^seed: 0$", help_text, re.MULTILINE)
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(train_py, tmp_path):
+    code, out, _ = train_py("ablations=naive_one_step", "seed=3", "--cfg", "job")
+    cfg = yaml.safe_load(out)
+    assert code == 0
+    assert (cfg["seed"], cfg["method"]["name"], cfg["method"]["plan"]["shared_by"]) == (
+        3,
+        "naive_one_step",
+        "rollout",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_may_stand_behind_overrides():
+    arguments = ["slurm=local", "-m", "sweeps=demo", "--cfg", "job", "~budget.pflop"]
+    assert cli.split(arguments) == (["-m", "--cfg", "job"], ["slurm=local", "sweeps=demo", "~budget.pflop"])
+
+
+def test_a_run_ends_with_what_its_evaluation_reward_did(train_py, tmp_path, small):
+    code, out, err = train_py(*(item for item in small if "run_name" not in item), "method.rescale=false", "seed=2")
+    directory = next((tmp_path / "runs/default").iterdir())
+    assert code == 0
+    assert "Traceback" not in err
+    assert re.search(r"evaluation reward \d\.\d+ -> \d\.\d+ \([+-]\d\.\d+ ± ", out)
+    assert str(directory.relative_to(tmp_path) / "records.jsonl") in out
+    assert directory.name.startswith("flash-")
+    assert "-method.rescale=false-" in directory.name
+    assert directory.name.endswith("-seed2")
+    assert "device" not in directory.name
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert read_manifest(directory).run_name == directory.name
+
+
+def test_a_failed_run_ends_with_one_line_and_exit_code_1(train_py, monkeypatch, small):
+    def spoilt(self, video, text):
+        return Scores(total_B=torch.full((len(text),), torch.nan), parts={})
+
+    monkeypatch.setattr(ShapesReward, "__call__", spoilt)
+    code, _, err = train_py(*small)
+    assert code == 1
+    assert re.fullmatch(r"stopped: .*'a red ball moving left'.*\n", err)
+
+
+def test_an_interrupted_run_says_so_and_exits_with_130(train_py, monkeypatch, small):
+    def interrupted(self, iteration):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
+    code, _, err = train_py(*small)
+    assert code == 130
+    assert err.startswith("interrupted")
+    assert "Traceback" not in err
+
+
+def test_a_name_tells_the_run_apart_by_what_was_asked_for():
+    name = distinguishing_name
+    assert name([], "flash", 0) == "flash-seed0"
+    assert (
+        name(["method=full", "seed=3", "study=x", "schedule.noise=flow"], "full", 3) == "full-schedule.noise=flow-seed3"
+    )
+    assert name(["a=1", "b=2"], "flash", 0) == name(["b=2", "a=1"], "flash", 0)
+    assert "/" not in name(["model.path=/data/wan"], "flash", 0)
+    long = [name([f"key{index}={value}" for index in range(60)], "flash", 7) for value in (1, 2)]
+    assert len(set(long)) == 2
+    assert all(len(each.encode()) < 250 and each.endswith("-seed7") for each in long)

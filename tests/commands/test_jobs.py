@@ -1,0 +1,407 @@
+"""Test `python -m flash_grpo.jobs` without Slurm: on a study's files and on made-up answers of Slurm."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flash_grpo import jobs
+from flash_grpo.cluster import slurm, submission
+from flash_grpo.cluster.bill import bill_of, write_bills
+from flash_grpo.cluster.last_words import last_words
+from flash_grpo.cluster.run_state import run_states
+from flash_grpo.cluster.slurm import Answer, JobStart, Queued
+from flash_grpo.cluster.table import age, hours
+from flash_grpo.records.files import RecordWriter, read_manifest, read_newest_first, read_records, write_manifest
+from flash_grpo.records.schema import Bill, Cost, EvalRecord, ProgramStart, RunManifest
+from flash_grpo.records.submissions import SubmittedRun, read_submitted
+
+
+@pytest.fixture(autouse=True)
+def _in_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+JOB = {"job_id": "7_0", "run": "seed0", "ranks": 2, "submitted": 1e9, "point": "p.pkl"}
+IDS = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "8"}
+
+
+def written(study: Path, status: str = "running", reason: str = "", restarts: int = 0, **more) -> Path:
+    """Write the directory of a run of job 7_0, with this status in run.json, and return it."""
+    run_dir = study / "seed0"
+    run_dir.mkdir(parents=True)
+    ids = {**IDS, "SLURM_RESTART_COUNT": str(restarts)}
+    begun = ProgramStart(time="2026-01-01T00:00:00+0000", iteration=0, slurm=ids)
+    about = {"run_name": "seed0", "study": "s", "method": "flash", "model": "tiny", "seed": 0, "world_size": 2}
+    about |= {"config": {}, "config_hash": "", "schedule": {}, "schedule_hash": "", "git": None}
+    about |= {"packages": {}, "hardware": {}, "status": status, "reason": reason, "starts": [begun]}
+    write_manifest(run_dir, RunManifest(**{**about, **more}))
+    return run_dir
+
+
+def submitted(study: Path, *lines: dict) -> None:
+    folder = study / ".submitit"
+    folder.mkdir(parents=True, exist_ok=True)
+    complete = [{**JOB, "folder": str(folder / "7_0"), **line} for line in lines or ({},)]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in complete))
+
+
+def evaluated(run_dir: Path, device_seconds: float, evaluation_seconds: float, server_seconds: float = 0.0) -> None:
+    cost = Cost(device_seconds=device_seconds, server_seconds=server_seconds)
+    fields = {"iteration": 5, "optimizer_steps": 5, "cost": cost, "evaluation_seconds": evaluation_seconds, "n": 1}
+    fields |= {"reward_mean": 1.25, "reward_sem": 0.1, "reward_parts": {}, "prompt_rewards": {"a": 1.25}}
+    RecordWriter(run_dir, 0).append(EvalRecord(**fields))
+
+
+def queued(state: str, reason: str = "None", restarts: int = 0, preempted: bool = False) -> Answer:
+    begin = "2026-01-01T12:00:00" if state == "RUNNING" else "N/A"
+    waiting = Queued(job="7_0", state=state, reason=reason, restarts=restarts, begin=begin, preempted=preempted)
+    earlier = [start("PREEMPTED")] if restarts else []
+    return Answer(queued={"7_0": waiting}, starts={"7_0": earlier} if earlier else {})
+
+
+def start(
+    state: str, seconds: int = 100, devices: int = 0, job: str = "7_0", begin: str = "2026-01-01T12:00:00"
+) -> JobStart:
+    return JobStart(job=job, state=state, start=begin, over=state != "RUNNING", seconds=seconds, devices=devices)
+
+
+def ended(state: str) -> Answer:
+    return Answer(queued={}, starts={"7_0": [start(state)]})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "answer", "state", "why"),
+    [
+        (None, "", queued("PENDING", "Resources"), "waiting", "no free nodes"),
+        (None, "", queued("PENDING", "JobHeldUser"), "waiting", "held by you: scontrol release 7_0"),
+        (None, "", queued("PENDING", "QOSMaxGRESPerUser"), "waiting", "a limit of the QOS (QOSMaxGRESPerUser)"),
+        (None, "", queued("PENDING", "SomethingNew"), "waiting", "SomethingNew"),
+        ("running", "", queued("PENDING", "BeginTime", 1), "requeued", "was preempted; may start again soon"),
+        (None, "", queued("RUNNING"), "starting", "since 12:00:00"),
+        ("running", "", queued("RUNNING"), "running", ""),
+        ("running", "", queued("RUNNING", restarts=1), "starting", "since 12:00:00"),
+        ("running", "", queued("RUNNING", preempted=True), "preempted", "saves, and is queued again"),
+        ("failed", "ValueError: no", queued("RUNNING"), "ending", "ValueError: no"),
+        ("completed", "", queued("COMPLETING"), "ending", ""),
+        (None, "", queued("CONFIGURING"), "starting", "CONFIGURING"),
+        ("running", "", queued("REQUEUE_HOLD"), "waiting", "REQUEUE_HOLD"),
+        ("running", "", queued("SUSPENDED"), "suspended", "SUSPENDED"),
+        ("completed", "", ended("COMPLETED"), "complete", ""),
+        ("completed", "", ended("FAILED"), "complete", "though Slurm says FAILED"),
+        ("running", "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
+        (None, "", ended("COMPLETED"), "failed", "Slurm says COMPLETED, but the run had not ended"),
+        ("failed", "ValueError: no", ended("FAILED"), "failed", "ValueError: no"),
+        ("running", "", ended("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
+        ("running", "interrupted: saved", ended("FAILED"), "interrupted", "saved"),
+        ("running", "interrupted: saved", ended("CANCELLED"), "cancelled", "saved"),
+        ("failed", "ValueError: no", Answer(queued={}, starts={}), "failed", "ValueError: no"),
+        ("failed", "ValueError: no", ended("RUNNING"), "failed", "ValueError: no"),
+        (
+            None,
+            "",
+            ended("RUNNING"),
+            "failed",
+            "has left the queue; the accounting never heard of its end (sacctmgr show runawayjobs)",
+        ),  # the job is from 2001
+        (None, "", Answer(queued={}, starts={"7_[0-3]": [start("CANCELLED")]}), "cancelled", "before it started"),
+        (None, "", Answer(queued={}, starts={}), "unknown", "Slurm knows no job 7_0 any more"),
+        ("completed", "", None, "complete", ""),
+        ("running", "", None, "unfinished", "runs still, or was killed"),
+        ("running", "interrupted: saved", None, "interrupted", "saved"),
+    ],
+)
+def test_a_state_is_decided_from_run_json_and_slurm_together(tmp_path, status, reason, answer, state, why):
+    submitted(tmp_path)
+    if status:
+        written(tmp_path, status, reason)
+    (run,) = run_states(tmp_path, answer)
+    assert (run.state, run.why) == (state, why)
+
+
+def test_an_earlier_job_s_success_does_not_count_for_a_job_that_wrote_nothing(tmp_path):
+    submitted(tmp_path, {}, {"job_id": "9", "submitted": time.time()})
+    written(tmp_path, "completed")
+    answer = Answer(queued={}, starts={"7_0": [start("COMPLETED")], "9": [start("FAILED", job="9")]})
+    (run,) = run_states(tmp_path, answer)
+    assert run.state == "failed"
+
+
+def test_an_earlier_start_s_message_does_not_count_for_a_start_that_wrote_nothing(tmp_path):
+    submitted(tmp_path)
+    written(tmp_path, "running", "interrupted: saved")
+    again = start("FAILED", begin="2026-01-01T13:00:00")
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [start("REQUEUED"), again]}))
+    assert (run.state, run.why) == ("failed", "ended without a word")
+
+
+def test_slurm_s_message_is_preferred_to_that_of_a_rank_that_only_lost_its_peer(tmp_path):
+    submitted(tmp_path)
+    lost = "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5 (rank 0 of 2)"
+    written(tmp_path, "failed", lost)
+    folder = tmp_path / ".submitit/7_0"
+    folder.mkdir()
+    trace = ("Traceback (most recent call last):", '  File "x.py", line 1, in <module>', lost)
+    log = [*(f"[rank0]: {line}" for line in trace), "srun: error: node01: task 1: Killed"]
+    (folder / "7_0_0_log.out").write_text("\n".join(log))
+    (run,) = run_states(tmp_path, ended("FAILED"))
+    assert (run.state, run.why) == ("failed", "node01: task 1: Killed")
+
+
+def test_times_are_shown_in_the_reader_s_zone(tmp_path, monkeypatch):
+    submitted(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    (run,) = run_states(tmp_path, queued("RUNNING"))
+    assert (run.state, run.why) == ("starting", "since 21:00:00")
+
+
+def test_an_older_job_with_the_same_number_is_ignored(tmp_path, monkeypatch):
+    submitted(tmp_path, {"submitted": slurm.seconds_since_1970("2026-01-01T11:59:00")})
+    old = start("COMPLETED", begin="2020-01-01T12:00:00")
+    monkeypatch.setattr(slurm, "_queue", lambda arrays: {})
+    monkeypatch.setattr(slurm, "_accounting", lambda arrays: {"7_0": [old, start("FAILED")]})
+    assert slurm.ask_about(tmp_path).starts == {"7_0": [start("FAILED")]}
+
+
+def test_watching_goes_on_while_the_controller_does_not_answer(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    answers = iter([queued("RUNNING"), slurm.NoSlurmError("Socket timed out"), ended("COMPLETED")])
+
+    def ask_about(study):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "ask_about", ask_about)
+    assert jobs.watch(tmp_path, 0.01)
+    assert next(answers, None) is None
+
+
+def test_runs_can_be_cancelled_while_the_accounting_does_not_answer(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "running")
+    commands = []
+
+    def unanswered(study):
+        raise slurm.NoSlurmError("sacct gives no answer in 60 s")
+
+    monkeypatch.setattr(slurm, "ask_about", unanswered)
+    monkeypatch.setattr(slurm, "output_of", lambda *command: commands.append(command))
+    monkeypatch.setattr(jobs.shutil, "which", lambda name: name)
+    jobs.main([str(tmp_path), "--cancel"])
+    assert commands == [("scancel", "7_0")]
+    assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
+
+
+def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):
+    submitted(tmp_path)
+    with open(tmp_path / ".submitit/jobs.jsonl", "a") as file:
+        file.write('{"run": "seed1", "job_')
+    assert list(read_submitted(tmp_path)) == ["seed0"]
+
+
+def test_on_a_full_disk_the_table_is_shown_and_no_bill_is_written(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    jobs.main([str(tmp_path)])
+    assert "complete" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "seed0").iterdir()] == ["run.json"]
+
+
+def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "failed", "ValueError: no")
+    shutil.copytree(tmp_path / "seed0", tmp_path / "alone")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("FAILED"))
+    monkeypatch.setattr(submission, "resubmit", lambda folder, lines: [replace(line, job_id="9") for line in lines])
+    jobs.main([str(tmp_path), "--resubmit", "failed"])
+    assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
+
+
+def test_a_server_s_device_seconds_are_not_part_of_the_job_s_bill(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path, "completed")
+    evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
+    bill = bill_of(run_dir, [SubmittedRun(**JOB, folder="")], ended("COMPLETED"))
+    assert (bill.device_seconds, bill.useful_device_seconds, bill.lost_device_seconds) == (200, 80.0, 120.0)
+
+
+def test_a_run_that_was_finished_without_slurm_after_its_job_failed_is_complete(tmp_path):
+    submitted(tmp_path)
+    later = ProgramStart(time="2026-01-02T00:00:00+0000", iteration=5)
+    written(tmp_path, "completed", starts=[later])
+    (run,) = run_states(tmp_path, ended("FAILED"))
+    assert run.state == "complete"
+
+
+def test_the_bill_sums_seconds_times_devices_over_every_start_of_every_job(tmp_path):
+    run_dir = written(tmp_path, "completed")
+    evaluated(run_dir, 500.0, 100.0)
+    first = SubmittedRun(**JOB, folder="")
+    of_array = [start("PREEMPTED", 100, devices=8), start("FAILED", 10, begin="2026-01-01T13:00:00")]
+    starts = {"7_0": of_array, "9": [start("COMPLETED", 50, job="9", begin="2026-01-01T14:00:00")]}
+    bill = bill_of(run_dir, [first, replace(first, job_id="9")], Answer(queued={}, starts=starts))
+    assert [start.devices for start in bill.starts] == [8, 2, 2]  # without GPUs its ranks
+    assert bill.device_seconds == 100 * 8 + 10 * 2 + 50 * 2
+    assert bill.useful_device_seconds == 600.0
+    assert bill.lost_device_seconds == 320.0
+
+
+def test_a_bill_is_written_only_when_no_job_of_the_run_waits_or_runs_and_all_have_ended(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path)
+    write_bills(tmp_path, queued("RUNNING"))
+    assert write_bills(tmp_path, ended("RUNNING")) == ["seed0"]
+    assert read_manifest(run_dir).bill is None
+    assert write_bills(tmp_path, ended("FAILED")) == []
+    assert read_manifest(run_dir).bill.device_seconds == 200
+
+
+def test_no_bill_is_written_to_a_run_that_went_on_without_slurm(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path, starts=[ProgramStart(time="2026-01-02T00:00:00+0000", iteration=5)])
+    write_bills(tmp_path, ended("FAILED"))
+    assert read_manifest(run_dir).bill is None
+
+
+def test_a_bill_keeps_what_the_accounting_has_forgotten(tmp_path):
+    submitted(tmp_path)
+    run_dir = written(tmp_path)
+    write_bills(tmp_path, ended("PREEMPTED"))
+    later = start("COMPLETED", 50, begin="2026-01-02T12:00:00")
+    write_bills(tmp_path, Answer(queued={}, starts={"7_0": [later]}))
+    assert [start.state for start in read_manifest(run_dir).bill.starts] == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_bill_stays_in_run_json_when_the_run_goes_on(train):
+    run_dir = train("budget.iterations=1")
+    manifest = read_manifest(run_dir)
+    manifest.bill = Bill(device_seconds=3)
+    write_manifest(run_dir, manifest)
+    train("budget.iterations=2")
+    assert read_manifest(run_dir).bill == Bill(device_seconds=3)
+
+
+def test_records_read_backwards_are_the_records(train):
+    run_dir = train("budget.iterations=2")
+    assert list(read_newest_first(run_dir)) == list(read_records(run_dir))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("Traceback (most recent call last):\n  File x\n    y()\nValueError: no\nsubmitit ERROR", "ValueError: no"),
+        ("submitit INFO - Starting with a\nKeyError: old\n", "KeyError: old"),
+        ("Traceback (most recent call last):\n  f\nOld: x\n- Starting with b\niteration 3\n", "iteration 3"),
+        ("iteration 3\nsrun: error: n1: task 0: Killed\n", "n1: task 0: Killed"),
+        (" 10%|#\r 20%|##\n", " 20%|##"),
+        ("", "ended without a word"),
+    ],
+)
+def test_the_last_words_of_a_log_are_the_most_informative_of_its_last_start(log, words):
+    assert last_words([log]) == words
+
+
+def test_the_table_has_a_line_for_each_run_and_a_total(tmp_path, capsys, monkeypatch):
+    submitted(tmp_path)
+    evaluated(written(tmp_path, "completed"), 3600.0, 900.0)
+    monkeypatch.setattr(slurm, "ask_about", lambda study: Answer(queued={}, starts={"7_0": [start("COMPLETED", 3600)]}))
+    jobs.main([str(tmp_path)])
+    _, line, total = capsys.readouterr().out.splitlines()
+    assert line.split() == ["seed0", "complete", "5", "1.250", "1", "2", "62", "%", "0", "0", "s"]
+    assert total == "1 run: 1 complete; 1 device-hours; 2 device-hours billed, 62 % of them useful"
+
+
+def test_hours_and_ages_are_short():
+    assert [hours(seconds) for seconds in (3.6, 3600, 12_345, 100_000 * 3600)] == ["0.001", "1", "3.43", "100000"]
+    assert [age(seconds) for seconds in (-0.1, 119, 120, 7200, 172800)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
+
+
+def test_without_slurm_the_table_shows_what_the_runs_wrote_and_says_so(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    monkeypatch.setenv("PATH", "")
+    jobs.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Slurm could not be asked (squeue is not on this machine)")
+    assert lines[2].split()[:2] == ["seed0", "complete"]
+
+
+def test_a_study_that_ran_without_slurm_is_shown_too(tmp_path, capsys):
+    written(tmp_path, "failed", "ValueError: no")
+    jobs.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["seed0", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("there", "arguments", "message"),
+    [
+        (None, ["nowhere"], "nowhere: no such directory"),
+        (None, ["."], "no run was submitted from it"),
+        ("local", [".", "--cancel"], "it ran without Slurm"),
+        ("slurm", [".", "--logs", "sed0"], "sed0: no such run was submitted from this study; there are seed0"),
+        ("slurm", [".", "--logs", "seed0"], "seed0 has no log yet"),
+        ("slurm", [".", "--follow"], "--follow: goes with --logs RUN"),
+        ("slurm", [".", "--watch", "--interval", "0"], "--interval 0.0: must be above 0 seconds"),
+        ("slurm", [".", "--resubmit", "seed0"], "seed0 is complete"),
+        ("no slurm", [".", "--cancel"], "Slurm could not be asked (squeue is not on this machine)"),
+    ],
+)
+def test_arguments_that_cannot_be_followed_are_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, there, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        written(tmp_path, "completed")
+    if there in ("slurm", "no slurm"):
+        submitted(tmp_path)
+        monkeypatch.setenv("PATH", "")
+    if there == "slurm":
+        monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
+    with pytest.raises(SystemExit) as left:
+        jobs.main(arguments)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert left.value.code == 2
+    assert errors[-1].startswith("error: ")
+    assert message in errors[-1]
+    assert sum(line.startswith("error") for line in errors) == 1
+
+
+def test_the_logs_of_several_ranks_carry_their_number_and_progress_bars_only_their_end(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "completed")
+    folder = tmp_path / ".submitit/7_0"
+    folder.mkdir()
+    (folder / "7_0_0_log.out").write_text("1%\r99%\nend\n")
+    (folder / "7_0_1_log.out").write_text("other\n")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
+    jobs.main([str(tmp_path), "--logs", "seed0"])
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["0: 99%", "0: end", "1: other"]
+    assert str(folder) in captured.err
+
+
+def test_the_help_names_every_state():
+    command = [sys.executable, "-m", "flash_grpo.jobs", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True).stdout
+    from flash_grpo.cluster.run_state import ALIVE, OVER
+
+    assert all(state in help_text for state in (*ALIVE, *OVER) if state != "suspended")

@@ -1,0 +1,37 @@
+"""What a program that uses the suite as a library finds."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import flash_grpo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_name_is_there_and_the_version_is_the_project_s():
+    assert all(getattr(flash_grpo, name) is not None for name in flash_grpo.__all__)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert flash_grpo.__version__ == project["version"]
+    assert (ROOT / "flash_grpo/py.typed").exists()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = flash_grpo.nothing
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    check = "import sys, flash_grpo; assert not {'torch', 'hydra', 'diffusers'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def test_the_method_of_the_paper_in_five_lines():
+    """The mask and the weight of Flash-GRPO, without a run, a model or a file."""
+    schedule = flash_grpo.flow_schedule(20)
+    layout = flash_grpo.Layout(num_prompts=2, group_size=4)
+    batch = layout.batch(iteration=1, text_P=["a", "b"], rank=0)
+    mask_BT = flash_grpo.OneStep(first_step=0, last_step=9)(batch, len(schedule), seed=0)
+    assert mask_BT.sum(1).tolist() == [1] * 8
+    assert [row.unique(dim=0).shape[0] for row in mask_BT.reshape(2, 4, 20)] == [1, 1]
+    assert flash_grpo.inverse_lambda(schedule)[:2].tolist() == pytest.approx([7.4770, 7.0414], abs=1e-3)
