@@ -23,7 +23,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     parts = _unavoidable_parts(trainer)
     trainer.iterate(1)  # not counted: the first one allocates, and encodes the texts
     measured: dict[str, list[float]] = {name: [] for name in ("iteration", *parts)}
-    for repeat in range(REPEATS):
+    for _ in range(REPEATS):
         measured["iteration"].append(_seconds(lambda: trainer.iterate(1)))
         for name, part in parts.items():
             measured[name].append(_seconds(part))
