@@ -177,7 +177,7 @@ def area_under_curve(cost: np.ndarray, reward: np.ndarray, budget: float) -> flo
 
 
 def time_to_target(cost: np.ndarray, reward: np.ndarray, target: float) -> tuple[float, bool]:
-    """Return the cost at which the curve, linear between evaluations, first reaches the target, and True; else its end, False."""
+    """Return the cost at which the curve first reaches the target, interpolated, and True; if it never does, its end, False."""
     above = np.flatnonzero(reward >= target)
     if len(above) == 0:
         return float(cost[-1]), False

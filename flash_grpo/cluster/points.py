@@ -70,7 +70,7 @@ def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], fir
     ]
     for point in points:
         if "/" in point.name:
-            refuse(f"run_name={point.name}: a directory's name, so without a /")
+            refuse(f"run_name={point.name}: must be the name of a directory, without a /")
     shared = [directory for directory, count in Counter(point.directory for point in points).items() if count > 1]
     if shared:
         refuse(f"several runs of this sweep have one directory: {', '.join(shared)}")
