@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.cluster.refusal import refuse
 
-FEW = 10  # points, for which starting more processes would cost more time than it saves
+FEW = 10  # number of points for which starting more processes would cost more time than it saves
 
 _compose_point: Callable[[list[str]], DictConfig]  # in the processes of a pool, which inherit it when they are forked
 
 
 class SweepLauncher(Protocol):
-    """Name what this room uses of a Hydra launcher, after Hydra has called its `setup`. params: the launcher's settings."""
+    """A Hydra launcher, as far as this folder uses it, after Hydra has called its `setup`. params: the launcher's settings."""
 
     hydra_context: HydraContext
     config: DictConfig

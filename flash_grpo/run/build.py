@@ -40,7 +40,7 @@ COUNTS = (
 
 
 class ConfigError(ValueError):
-    """Report bad input in one line, before any work is done."""
+    """Bad input, described in one line, and found before any work is done."""
 
 
 def check_counts(cfg: DictConfig) -> None:

@@ -8,11 +8,11 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Report that the run was asked to stop and was saved; the same command continues it."""
+    """The run was asked to stop and has been saved; the same command continues it."""
 
 
 class StopRequest:
-    """Tells whether the run was asked to stop, by Ctrl-C, SIGTERM or USR2. A second Ctrl-C raises KeyboardInterrupt at once.
+    """A request to stop the run, by Ctrl-C, SIGTERM or USR2. A second Ctrl-C raises KeyboardInterrupt at once.
 
     Under Slurm, SIGTERM and USR2 are blocked before Python starts (see `slurm/`) and stay pending until this object looks
     for them. So no signal is lost during start-up or in C code, and none kills a process that the run has started.
@@ -31,4 +31,4 @@ class StopRequest:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._noted = True
-        log.warning("%s: saving after this micro-batch", signal.Signals(number).name)
+        log.warning("%s: the run saves and ends at its next denoising step or micro-batch", signal.Signals(number).name)
