@@ -1,7 +1,7 @@
-"""From a study (a directory of runs) to the paper's tables and figures, with honest intervals.
+"""Make the paper's tables and figures from a study (a directory of runs), with intervals.
 
-Reads what `flash_grpo.records.schema` wrote and imports nothing else of the package: no torch, so it runs on a laptop on
-copied records. `study` loads, `curves` turns frames into arrays with seeds as rows, `statistics` are pure functions of
-such arrays, the artefacts (`tables`, `figures`, `ablation`, `stability`, `mechanism`, `paper`, `verdicts`) are
-functions from frames to a frame or an `ax`, and `report` puts them on one page.
+This package reads the files that `flash_grpo.records.schema` describes and imports nothing else of flash_grpo. It needs no
+torch, so it runs on a laptop on copied records. `study` loads the runs, `curves` turns data frames into arrays with seeds as
+rows, and `statistics` are pure functions of such arrays. `tables`, `figures`, `ablation`, `stability`, `mechanism`, `paper`
+and `verdicts` are functions that take data frames and return one, or draw on an `ax`. `report` puts all of it on one page.
 """

@@ -1,6 +1,6 @@
-"""The ablation: {ITG} × {TGR} with main effects, interaction, shared noise, differences from Flash, cost to a target.
+"""Compute the ablation: {ITG} × {TGR} with main effects, interaction, shared noise, differences from Flash, cost to a target.
 
-Rewards are at equal budget. Methods are paired by seed, and by prompt where both have the prompts.
+Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have evaluated it.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ EFFECTS = {
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimated contrast of arms; `differences`: the values per seed where it is paired, else empty."""
+    """An estimated contrast of arms. differences: the contrast of each seed if it is paired by seed, else empty."""
 
     estimate: Estimate
     differences: np.ndarray
@@ -38,7 +38,10 @@ class Effect:
 
 
 def effect(summaries: pd.DataFrame, weights: dict[str, float], column: str = "at_budget") -> Effect:
-    """A weighted sum of arms, over the seeds that all have; of the arms' means (stratified) if fewer than three do."""
+    """Estimate a weighted sum of arms, paired over the seeds that all arms have.
+
+    If fewer than three seeds are shared, estimate the weighted sum of the arms' means, each over the arm's own seeds.
+    """
     seeds = {arm: curves.by_seed(summaries, arm, column).dropna() for arm in weights}
     shared = pd.concat(seeds, axis=1, join="inner")
     if len(shared) >= statistics.SMALLEST_N or 0 < len(shared) == max(map(len, seeds.values())):
@@ -49,14 +52,17 @@ def effect(summaries: pd.DataFrame, weights: dict[str, float], column: str = "at
 
 
 def effects_table(summaries: pd.DataFrame) -> pd.DataFrame:
-    """Main effects, interaction and shared noise per SDE noise, and over both; Holm's correction over the table."""
+    """Return the main effects, interaction and effect of shared noise, for each SDE noise and for both together.
+
+    Holm's correction is over the whole table.
+    """
     rows = []
     for name, weights in EFFECTS.items():
         per_noise = {noise: effect(part, weights) for noise, part in curves.by_noise(summaries)}
-        found = {noise: item for noise, item in per_noise.items() if item.estimate.n}
-        rows += [_effect_row(name, noise, item) for noise, item in found.items()]
-        if len(found) > 1 and all(item.paired for item in found.values()):
-            both = contrast_estimate([item.differences for item in found.values()], [1 / len(found)] * len(found))
+        tested = {noise: item for noise, item in per_noise.items() if item.estimate.n}
+        rows += [_effect_row(name, noise, item) for noise, item in tested.items()]
+        if len(tested) > 1 and all(item.paired for item in tested.values()):
+            both = contrast_estimate([item.differences for item in tested.values()], [1 / len(tested)] * len(tested))
             rows.append(_effect_row(name, "both", Effect(replace(both, signed=True), np.array([]), True)))
     table = pd.DataFrame(rows)
     if len(table):
@@ -76,16 +82,16 @@ def _effect_row(name: str, noise: str, item: Effect) -> dict:
 
 
 def differences_from_flash(study: Study, summaries: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Every arm minus Flash at equal budget: over seeds (paired), and over prompts at the seeds that both ran."""
+    """Return every arm's reward minus Flash's at equal budget: paired by seed, and by prompt over the seeds that both ran."""
     rows = []
     for noise, part in curves.by_noise(summaries):
         some = study.with_noise(noise)
         budget = part["budget"].iloc[0]
         flash = curves.prompt_rewards_at(some, REFERENCE, cost, budget)
         for arm in style.ordered(set(part["arm"]) - {REFERENCE}):
-            found = effect(part, {arm: 1, REFERENCE: -1})
+            over_seeds = effect(part, {arm: 1, REFERENCE: -1})
             prompts = prompt_differences(curves.prompt_rewards_at(some, arm, cost, budget), flash)
-            rows.append(_difference_row(arm, noise, found, prompts))
+            rows.append(_difference_row(arm, noise, over_seeds, prompts))
     table = pd.DataFrame(rows)
     if len(table):
         table["p (Holm)"] = statistics.holm([item.p for item in table["Difference from Flash"]])
@@ -93,35 +99,36 @@ def differences_from_flash(study: Study, summaries: pd.DataFrame, cost: str) -> 
 
 
 def prompt_differences(rewards: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
-    """Per prompt, the mean over the shared seeds of the difference; both frames have seeds as rows."""
+    """Return for each prompt the mean difference over the shared seeds. Both frames have seeds as rows, prompts as columns."""
     seeds, prompts = rewards.index.intersection(reference.index), rewards.columns.intersection(reference.columns)
     return (rewards.loc[seeds, prompts] - reference.loc[seeds, prompts]).mean().to_numpy()
 
 
-def _difference_row(arm: str, noise: str, found: Effect, prompts: np.ndarray) -> dict:
+def _difference_row(arm: str, noise: str, over_seeds: Effect, prompts: np.ndarray) -> dict:
     over_prompts = replace(mean_estimate(prompts), signed=True) if len(prompts) >= statistics.SMALLEST_N else NOTHING
     return {
         "Method": style.look(arm).name,
         "SDE noise": noise,
-        "n": found.estimate.n,
-        "Difference from Flash": found.estimate,
-        "Smallest detectable": statistics.smallest_detectable_effect(found.differences),
+        "n": over_seeds.estimate.n,
+        "Difference from Flash": over_seeds.estimate,
+        "Smallest detectable": statistics.smallest_detectable_effect(over_seeds.differences),
         "over prompts, same seeds": over_prompts,
         "prompts": over_prompts.n,
     }
 
 
 def target_reward(summaries: pd.DataFrame) -> float:
-    """Default target: the base plus half of the best method's mean gain at equal budget."""
+    """Return the default target: the base reward plus half of the best method's mean gain at equal budget."""
     base = summaries["base"].mean()
     best = summaries.groupby(["noise", "arm"])["at_budget"].mean().max()
     return float(base + (best - base) / 2)
 
 
 def cost_to_target(study: Study, arm: str, target: float, horizon: float, cost: str) -> tuple[Estimate, int, int]:
-    """Restricted mean cost to the target up to the horizon, runs that reached it, runs; no run with records is dropped.
+    """Return the restricted mean cost to the target up to the horizon, the number of runs that reached it, and of all runs.
 
-    A run that never reached the target, a failed or running one too, is right-censored at its last evaluation.
+    No run with records is dropped: a run that never reached the target, even if it failed or still runs, is right-censored
+    at its last evaluation.
     """
     some = curves.seed_curves(study.evaluations[study.evaluations["arm"] == arm], cost)
     if not some or not np.isfinite([target, horizon]).all():
@@ -134,7 +141,7 @@ def cost_to_target(study: Study, arm: str, target: float, horizon: float, cost: 
 
 
 def ablation(study: Study, summaries: pd.DataFrame, cost: str, target: float | None = None) -> pd.DataFrame:
-    """The two switches, reward at equal budget (mean, interquartile mean), area under the curve, cost to a target."""
+    """Return the ablation table: switches, reward at equal budget (two means), area under the curve, cost to a target."""
     target = target_reward(summaries) if target is None and len(summaries) else target
     unit = curves.cost_unit(cost, study.on_cpu)
     rows = []
@@ -167,7 +174,7 @@ def _switch_words(arm: str) -> dict[str, str]:
 
 
 def difference_forest(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Differences from Flash with their intervals, a row per method and SDE noise."""
+    """Draw the differences from Flash with their intervals, a row per method and SDE noise."""
     labels = []
     for row, item in enumerate(table.itertuples(index=False)):
         name, _, n, estimate = item[:4]

@@ -1,7 +1,7 @@
-"""A study in one small file: `python -m analysis.archive runs/<study> […] study.tar.xz`.
+"""Pack a study into one small file: `python -m analysis.archive runs/<study> […] study.tar.xz`.
 
-Keeps every manifest and every record, numbers rounded to six significant digits; leaves out checkpoints and samples.
-`load_study` and the report read the file like the directories it was made from.
+The file keeps every manifest and every record, with numbers rounded to six significant digits, and leaves out checkpoints
+and samples. `load_study` and the report read it like the directories that it was made from.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def pack(studies: list[Path], archive: Path) -> None:
 
 
 def _add(tar: tarfile.TarFile, file: Path, name: Path) -> None:
-    """One file, JSON rounded line by line; a line that is no JSON stays as it is."""
+    """Add one file, with its JSON rounded line by line; a line that is not JSON stays as it is."""
     text = file.read_text()
     parts = text.splitlines(keepends=True) if file.suffix == ".jsonl" else [text]
     data = "".join(map(_rounded_json, parts)).encode()
@@ -51,7 +51,7 @@ def _rounded(value: Any) -> Any:
 
 
 def unpack(archive: Path) -> list[Path]:
-    """The archive's studies, in a temporary directory that lives as long as the process."""
+    """Unpack the archive into a temporary directory that lives as long as the process; return the studies' directories."""
     folder = tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True)
     _FOLDERS.append(folder)
     with tarfile.open(archive) as tar:

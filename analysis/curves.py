@@ -1,4 +1,4 @@
-"""From a study's frames to what statistics need: curves with seeds as rows, and one row of numbers per finished run."""
+"""Turn a study's data frames into curves with seeds as rows, and into one row of numbers per finished run."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import statistics, style
 from analysis.study import Study
 
-# cost axis -> (column of the records, divisor, axis label, unit); the second pair where device-seconds are CPU seconds
+# cost axis -> (column of the records, divisor, (axis label, unit), the same if device-seconds are CPU seconds, or None)
 COSTS = {
     "device_seconds": (
         "cost.device_seconds",
@@ -25,7 +25,7 @@ COSTS = {
 
 
 def cost_values(frame: pd.DataFrame, cost: str) -> pd.Series:
-    """Cumulative cost of each record in the unit of the axis."""
+    """Return the cumulative cost of each record, in the unit of the axis."""
     column, divisor, *_ = COSTS[cost]
     return frame[column] / divisor
 
@@ -39,7 +39,7 @@ def cost_unit(cost: str, on_cpu: bool) -> str:
 
 
 def cost_name(cost: str) -> str:
-    """As in a title: `device-seconds`."""
+    """Return the name of the cost as it appears in a title: `device-seconds`."""
     return COSTS[cost][2][0].lower().replace("pflop", "PFLOP").replace("gpu", "GPU")
 
 
@@ -53,7 +53,7 @@ REWARDS = ("base", "final", "best", "gain", "at_budget", "area", "spent", "devic
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's curve, cost ascending, without missing values."""
+    """One run's curve: values against ascending costs, without missing values."""
 
     seed: object
     cost: np.ndarray
@@ -61,7 +61,7 @@ class Curve:
 
 
 def seed_curves(frame: pd.DataFrame, cost: str, column: str = "reward_mean", smooth: int = 1) -> list[Curve]:
-    """A curve per run of `frame`; `smooth` is the width, in records, of a centred mean."""
+    """Return a curve for each run of `frame`. smooth: the width of a centred mean, in records."""
     curves = []
     for _, run in frame.assign(_cost=cost_values(frame, cost)).groupby("run", sort=False):
         run = run[np.isfinite(run["_cost"]) & np.isfinite(run[column])].sort_values("_cost")
@@ -72,14 +72,14 @@ def seed_curves(frame: pd.DataFrame, cost: str, column: str = "reward_mean", smo
 
 
 def on_common_grid(curves: list[Curve], points: int = 81) -> tuple[np.ndarray, np.ndarray]:
-    """Costs that every seed has reached [G] and the seeds' values there [S, G], linear between records."""
+    """Return a grid of costs that every seed has reached [G] and the seeds' values there [S, G], linear between records."""
     start, end = max(curve.cost[0] for curve in curves), min(curve.cost[-1] for curve in curves)
     grid = np.linspace(start, end, points) if end > start else np.array([start])
     return grid, np.stack([np.interp(grid, curve.cost, curve.value) for curve in curves])
 
 
 def equal_budget(study: Study, cost: str = "device_seconds") -> float:
-    """The largest cost that every finished run has an evaluation at or beyond; NaN without one."""
+    """Return the largest cost at or beyond which every finished run has an evaluation; NaN if there is no finished run."""
     evaluations = study.finished(study.evaluations)
     evaluations = evaluations[np.isfinite(evaluations["reward_mean"])]
     last = cost_values(evaluations, cost).groupby(evaluations["run"]).max()
@@ -87,11 +87,11 @@ def equal_budget(study: Study, cost: str = "device_seconds") -> float:
 
 
 def run_summaries(study: Study, cost: str = "device_seconds", budget: float | None = None) -> pd.DataFrame:
-    """One row per finished run: rewards are evaluation rewards (EMA weights, ODE, fixed noise), costs cumulative.
+    """Return one row per finished run. Rewards are evaluation rewards (EMA weights, ODE, fixed noise); costs are cumulative.
 
-    base, final, best: at iteration 0, at the last and at the best evaluation; gain: final - base. at_budget: reward at
-    `budget` (default: `equal_budget` of all runs), area: mean height of the curve up to there. seconds.*: median
-    wall seconds of an iteration by phase (a run that was paused or shared its cores has outliers). spent: the run's
+    base, final, best: reward at iteration 0, at the last and at the best evaluation. gain: final - base. at_budget: reward
+    at `budget` (default: `equal_budget` of all runs). area: mean height of the curve up to the budget. seconds.*: median
+    wall seconds of an iteration by phase, because a run that was paused or shared its cores has outliers. spent: the run's
     last cost in units of `cost`.
     """
     budget = equal_budget(study, cost) if budget is None else budget
@@ -121,13 +121,13 @@ def _rewards(evaluations: pd.DataFrame, cost: str, budget: float) -> dict[str, f
 
 
 def prompt_rewards_at(study: Study, arm: str, cost: str, budget: float) -> pd.DataFrame:
-    """Rewards at a budget, a row per finished seed of the arm and a column per prompt, linear between evaluations."""
+    """Return the rewards at a budget, linear between evaluations: a row per finished seed of the arm, a column per prompt."""
     evaluations = study.finished(study.evaluations)
     rows = {}
     for _, run in evaluations[evaluations["arm"] == arm].groupby("run", sort=False):
-        known = run[run["prompt_rewards"].map(lambda value: isinstance(value, dict) and len(value) > 0)]
-        if len(known) and cost_values(known, cost).max() >= budget:
-            rows[known["seed"].iloc[0]] = _between_evaluations(known, cost_values(known, cost).to_numpy(), budget)
+        usable = run[run["prompt_rewards"].map(lambda value: isinstance(value, dict) and len(value) > 0)]
+        if len(usable) and cost_values(usable, cost).max() >= budget:
+            rows[usable["seed"].iloc[0]] = _between_evaluations(usable, cost_values(usable, cost).to_numpy(), budget)
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index()
 
 
@@ -140,22 +140,22 @@ def _between_evaluations(evaluations: pd.DataFrame, costs: np.ndarray, budget: f
 
 
 def by_noise(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows per SDE noise schedule, linear first."""
+    """Split the rows by SDE noise schedule, linear first."""
     return [(noise, frame[frame["noise"] == noise]) for noise in style.ordered_noises(frame["noise"])]
 
 
 def by_seed(summaries: pd.DataFrame, arm: str, column: str) -> pd.Series:
-    """One number per seed of an arm."""
+    """Return a column of an arm's rows, indexed by seed."""
     rows = summaries[summaries["arm"] == arm]
     return rows.set_index("seed")[column].sort_index()
 
 
 def paired(summaries: pd.DataFrame, arm: str, other: str, column: str) -> pd.Series:
-    """`arm` minus `other`, for the seeds that both have."""
+    """Return `arm` minus `other` for the seeds that both have."""
     return (by_seed(summaries, arm, column) - by_seed(summaries, other, column)).dropna()
 
 
 def prompt_gain(first: dict[str, float], last: dict[str, float]) -> statistics.Estimate:
-    """Gain between two evaluations of one run, paired over the prompts both have: n counts prompts, not seeds."""
+    """Estimate the gain between two evaluations of one run, paired over their common prompts: n counts prompts, not seeds."""
     shared = [prompt for prompt in first if prompt in last]
     return statistics.mean_estimate([last[prompt] - first[prompt] for prompt in shared])

@@ -17,7 +17,7 @@ def show(shown: Iterable[Shown]) -> None:
 
 
 def show_notes(given: Material) -> None:
-    """What a reader should know of the study before its numbers."""
+    """Print what a reader should know about the study before reading its numbers."""
     for note in given.study.notes or ["Nothing to note: every run was read and has completed."]:
         print(note)
 

@@ -1,8 +1,8 @@
-"""Reward against cost, training curves and cost bars. Every function draws frames on an `ax` and returns it.
+"""Draw reward against cost, training curves and cost bars. Every function draws on an `ax` and returns it.
 
-A line is the mean over finished seeds at equal cost and its band the pointwise 95 % interval; with fewer than three
-seeds the seeds' own points and no band. Runs that have not completed are thin lines. A mean ends where the first of its
-seeds ends.
+A line is the mean over finished seeds at equal cost, and its band is the pointwise 95 % interval. With fewer than three
+seeds there is no band, and the points of each seed are shown. Runs that have not completed are thin lines. A mean ends
+where its shortest seed ends.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from analysis.study import Study
 
 
 def reward_against_cost(ax: Axes, study: Study, cost: str = "device_seconds") -> Axes:
-    """Evaluation reward (EMA weights, ODE, fixed noise) against cumulative cost, per method."""
+    """Draw the evaluation reward (EMA weights, ODE, fixed noise) of each method against cumulative cost."""
     _draw_arms(ax, study, study.evaluations, cost, "reward_mean")
     return _label(ax, study, cost, "Evaluation reward")
 
@@ -23,7 +23,7 @@ def reward_against_cost(ax: Axes, study: Study, cost: str = "device_seconds") ->
 def training_curves(
     ax: Axes, study: Study, cost: str = "device_seconds", column: str = "reward_mean", label: str = ""
 ) -> Axes:
-    """A column of the iteration records against cost, smoothed by a centred mean over 5 % of the iterations.
+    """Draw a column of the iteration records against cost, smoothed by a centred mean over 5 % of the iterations.
 
     Training rewards of methods with different SDE steps are not comparable: a full trajectory ends in SDE noise.
     """
@@ -32,15 +32,15 @@ def training_curves(
 
 
 def smoothing_width(iterations: pd.DataFrame) -> int:
-    """An odd number of records, about 5 % of the longest run."""
+    """Return the width of the smoothing: an odd number of records, about 5 % of the longest run."""
     longest = iterations["iteration"].max() if len(iterations) else 0
     return max(1, int(longest) // 20) | 1
 
 
 def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
-    """Device-seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method).
+    """Draw the device-seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method).
 
-    Phases are timed by the wall; their shares of it divide the device-seconds.
+    Only wall time is measured by phase, so device-seconds are divided among the phases in proportion to it.
     """
     arms = style.ordered(summaries["arm"])
     phases = [name for name in ("rollout", "decode", "reward", "update") if f"seconds.{name}" in summaries]
@@ -107,7 +107,7 @@ def _label(ax: Axes, study: Study, cost: str, what: str) -> Axes:
 
 
 def legend_below(ax: Axes, columns: int = 2) -> None:
-    """The legend under the axes, where it hides no data."""
+    """Put the legend under the axes, where it hides no data."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         ax.legend(handles, labels, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17), columnspacing=1.4)

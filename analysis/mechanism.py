@@ -1,9 +1,9 @@
-"""The mechanism, measured without training runs: `mechanism.json` of a study as tables and figures.
+"""Show a study's `mechanism.json`, measurements of the methods without training, as tables and figures.
 
 gradient_norm: norm of one step's policy gradient against that step's λ, with uniform weights and with 1/λ.
 variance_share: share of the within-group reward variance that the step, the initial noise and the SDE noise explain.
 alignment: cosine of one iteration's policy gradient with the exact reward gradient.
-Repeats (independent batches) are the unit, as seeds are elsewhere.
+Intervals and n are over repeats (independent batches), as they are over seeds elsewhere.
 """
 
 import json
@@ -29,7 +29,7 @@ COLUMNS = (
     "device_seconds",
     "repeat",
 )
-# None of these is a method's colour.
+# These colours differ from those of the methods.
 WEIGHTINGS = {"uniform": ("uniform weights", "#7a4b2a", "o"), "inverse_lambda": ("weights 1/λ (TGR)", "#00798c", "D")}
 SOURCES = {
     "step": ("step", "#00798c", "o"),
@@ -40,7 +40,7 @@ CANDIDATE_STEPS = range(10)  # the release's, of 20
 
 
 def load_mechanism(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
-    """Every measurement of the studies at `paths`, and notes on what could not be read."""
+    """Return every measurement of the studies at `paths`, and notes on files that could not be read."""
     rows, notes = [], []
     for path in paths:
         file = Path(path) / FILE
@@ -54,7 +54,7 @@ def load_mechanism(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def gradient_norms(measurements: pd.DataFrame, noise: str, weighting: str) -> pd.DataFrame:
-    """Norms with repeats as rows and steps as columns."""
+    """Return the gradient norms, with repeats as rows and steps as columns."""
     some = measurements[measurements["quantity"] == "gradient_norm"]
     some = some[(some["noise"] == noise) & (some["weighting"] == weighting)].astype({"value": float, "step": int})
     return some.pivot_table(index="repeat", columns="step", values="value").dropna(axis=1)
@@ -66,25 +66,25 @@ def lambda_of_step(measurements: pd.DataFrame, noise: str) -> pd.Series:
 
 
 def correlations(measurements: pd.DataFrame, noise: str, weighting: str = "uniform") -> np.ndarray:
-    """Correlation of log norm with log λ over the candidate steps, one per repeat."""
+    """Return the correlation of log norm with log λ over the candidate steps, one per repeat."""
     norms = gradient_norms(measurements, noise, weighting)
     return _fits(norms[candidates(norms)], lambda_of_step(measurements, noise))[:, 0]
 
 
 def candidates(norms: pd.DataFrame) -> list[int]:
-    """The steps among the measured ones that a one-step method may train."""
+    """Return those of the measured steps that a one-step method may train."""
     return [step for step in norms.columns if step in CANDIDATE_STEPS]
 
 
 def _fits(norms: pd.DataFrame, lambda_: pd.Series) -> np.ndarray:
-    """Correlation and slope of log norm on log λ, a row per repeat."""
+    """Return the correlation and the slope of log norm on log λ, a row per repeat."""
     x = np.log(lambda_.loc[norms.columns].to_numpy())
     rows = np.log(norms.to_numpy())
     return np.array([[np.corrcoef(x, row)[0, 1], np.polyfit(x, row, 1)[0]] for row in rows]).reshape(-1, 2)
 
 
 def gradient_table(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Per SDE noise, weighting and range of steps: correlation and slope on λ, and the norm's variation over steps."""
+    """Return, by SDE noise, weighting and range of steps, correlation with λ, slope, and the norm's variation over steps."""
     some, rows = measurements[measurements["quantity"] == "gradient_norm"], []
     for noise, weighting in sorted(
         set(zip(some["noise"], some["weighting"], strict=True)), key=_linear_and_uniform_first
@@ -112,7 +112,7 @@ def _linear_and_uniform_first(key: tuple[str, str]) -> tuple[int, int]:
 
 
 def gradient_against_lambda(ax: Axes, measurements: pd.DataFrame, noise: str) -> Axes:
-    """Gradient norm per step against λ, relative to its mean over the candidate steps, with intervals.
+    """Draw the gradient norm of each step against λ, relative to its mean over the candidate steps, with intervals.
 
     Open markers: steps that a one-step method does not train.
     """
@@ -136,7 +136,7 @@ def gradient_against_lambda(ax: Axes, measurements: pd.DataFrame, noise: str) ->
 
 
 def variance_shares(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Share of within-group reward variance by source, a row per SDE noise."""
+    """Return the share of within-group reward variance by source, a row per SDE noise."""
     some, rows = measurements[measurements["quantity"] == "variance_share"], []
     for noise, part in curves.by_noise(some):
         values = {source: part.loc[part["source"] == source, "value"].astype(float) for source in SOURCES}
@@ -148,7 +148,7 @@ def variance_shares(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def variance_by_source(ax: Axes, measurements: pd.DataFrame) -> Axes:
-    """The shares as dots with intervals; each is estimated on its own, so they need not add up to 1."""
+    """Draw the shares as dots with intervals. Each is estimated separately, so they need not add up to 1."""
     labels = []
     for item in variance_shares(measurements).to_dict("records"):
         for source, (label, color, marker) in SOURCES.items():
@@ -166,7 +166,7 @@ def variance_by_source(ax: Axes, measurements: pd.DataFrame) -> Axes:
 
 
 def alignment_table(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Cosine with the exact reward gradient per method and SDE noise, as it is and per device-second it took."""
+    """Return the cosine with the exact reward gradient for each method and SDE noise, also divided by its device-seconds."""
     some, rows = measurements[measurements["quantity"] == "alignment"], []
     for noise, part in curves.by_noise(some):
         for arm in style.ordered(part["method"]):
@@ -186,7 +186,7 @@ def alignment_table(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def alignment(ax: Axes, table: pd.DataFrame, column: str = "Cosine") -> Axes:
-    """A column of `alignment_table` as dots with intervals, a row per method."""
+    """Draw a column of `alignment_table` as dots with intervals, a row per method."""
     looks = [style.look_named(name) for name in table["Method"]]
     for row, item in enumerate(table.to_dict("records")):
         style.draw_estimate(ax, row, item[column], looks[row])

@@ -1,4 +1,4 @@
-"""The paper's own numbers beside a study's: Table 1 and the layout of Figures 4 and 5. Caveats: paper/README.md."""
+"""Compare the paper's numbers with a study's: Table 1 and the layout of Figures 4 and 5. Caveats: paper/README.md."""
 
 from pathlib import Path
 
@@ -21,34 +21,33 @@ LAYOUT = {"fig4": ("window", "flash"), "fig5": ("full", "flash")}
 
 
 def matches_paper(study: Study) -> bool:
-    """Whether a study is of the paper's model and reward: Wan2.1 1.3B scored by HPSv3, in its own process or in another."""
-
+    """Return True if a study has the paper's model and reward: Wan2.1 1.3B and HPSv3, in the run's process or on a server."""
     return len(study.runs) > 0 and is_of_its_model(study) and _is_hpsv3s(study.evaluations)
 
 
 def is_of_its_model(study: Study) -> bool:
     def is_same(run: object) -> bool:
-        told = run.config.get("model", {}).get("architecture") or {}
-        return "1.3b" in run.model.lower() or told.items() >= ARCHITECTURE.items()
+        architecture = run.config.get("model", {}).get("architecture") or {}
+        return "1.3b" in run.model.lower() or architecture.items() >= ARCHITECTURE.items()
 
     return all(is_same(run) for run in study.runs.itertuples())
 
 
 def _is_hpsv3s(evaluations: pd.DataFrame) -> bool:
-    """Whether the reward is its part of this name, and nothing beside it."""
+    """Return True if the reward consists of HPSv3 alone: the total equals the part of this name."""
     part = evaluations.get("reward_parts.hpsv3")
     return part is not None and np.allclose(part, evaluations["reward_mean"], rtol=1e-4)
 
 
 def paper_curves(figure: str, split: str) -> dict[str, pd.DataFrame]:
-    """Curves read off a figure, by our method name: gpu_hours and hpsv3, about ±0.05."""
+    """Return the curves read off a figure, gpu_hours and hpsv3 (about ±0.05), by our name of the method."""
     table = pd.read_csv(PAPER / "reward_curves.csv")
     some = table[(table["figure"] == figure) & (table["split"] == split)]
     return {METHOD_OF[name]: part for name, part in some.groupby("method", sort=False)}
 
 
 def reward_figure(axes: tuple[Axes, Axes], study: Study, figure: str, cost: str = "device_hours") -> tuple[Axes, Axes]:
-    """Figure 4 (Fast1 and Flash) or 5 (full and Flash): training reward left, evaluation reward right."""
+    """Draw Figure 4 (Fast1 and Flash) or 5 (full and Flash): training reward left, evaluation reward right."""
     some = study.only(LAYOUT[figure])
     figures.training_curves(axes[0], some, cost)
     figures.reward_against_cost(axes[1], some, cost)
@@ -88,12 +87,12 @@ def has_vbench(study: Study) -> bool:
 
 
 def base_scores(study: Study) -> dict[str, float]:
-    """Of the model before training, which is every run's."""
+    """Return VBench scores of the base model. Any run's will do, because all runs start from it."""
     return next((scores for path in study.runs["path"] if (scores := vbench_scores(path / BASE))), {})
 
 
 def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
-    """Table 1: the paper's rows, and under each method's row the study's, with intervals over seeds."""
+    """Return Table 1: the paper's rows and, below each method's row, the study's row with intervals over seeds."""
     published = pd.read_csv(PAPER / "table1_vbench.csv")
     ours, source = _ingested(study, summaries), _source(study)
     rows = []
@@ -114,7 +113,7 @@ def table1(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _source(study: Study) -> str:
-    """Of a row; where it is no measurement of the paper's model, with the model's name."""
+    """Return the words for the study's rows; they name the model unless it is the paper's."""
     models = " and ".join(sorted({Path(model).name for model in study.runs["model"]}))
     return "this study" if is_of_its_model(study) else f"this study, {models}"
 
@@ -138,7 +137,10 @@ def _table1_row(name: str, source: str, n: str, hours: float | Estimate, scores:
 
 
 def teaser_factors() -> dict[str, float]:
-    """The teaser's training cost as a multiple of Flash's, by our method name; what it counts is not stated there."""
+    """Return the training cost in the paper's teaser as a multiple of Flash's, by our name of the method.
+
+    The paper does not state what this cost includes.
+    """
     table = pd.read_csv(PAPER / "teaser_cost.csv")
     minutes = {METHOD_OF[item.method]: item.training_cost_gpu_minutes for item in table.itertuples()}
     return {method: cost / minutes["flash"] for method, cost in minutes.items()}

@@ -1,6 +1,6 @@
 """Read one run directory: its manifest as a row, its records as columns, and notes on what could not be read.
 
-Nothing is dropped in silence and nothing raises: what is missing or unreadable is a sentence in the notes.
+Missing or unreadable data never raises and is never dropped silently: the notes have a sentence about it.
 """
 
 import contextlib
@@ -26,7 +26,10 @@ KEPT_WHOLE = ("kind", "prompt_rewards")
 
 @dataclass
 class LoadedRun:
-    """One run directory: its row (empty where it cannot be placed), its records by kind and column, its notes."""
+    """What was read from one run directory.
+
+    row: from the manifest, empty if it could not be read. columns: the records by kind and column. notes: problems.
+    """
 
     row: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -79,12 +82,12 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _noise(config: Any) -> str:
-    """The SDE noise schedule, `linear`, `flow` or `cps`, wherever the configuration keeps it."""
+    """Return the SDE noise schedule, `linear`, `flow` or `cps`, wherever it is in the configuration; '' if there is none."""
     if not isinstance(config, dict):
         return ""
     if config.get("noise") in ("linear", "flow", "cps"):
         return config["noise"]
-    return next((found for value in config.values() if (found := _noise(value))), "")
+    return next((noise for value in config.values() if (noise := _noise(value))), "")
 
 
 def _record_columns(run_dir: Path, name: str, notes: list[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -97,7 +100,7 @@ def _record_columns(run_dir: Path, name: str, notes: list[str]) -> dict[str, dic
 
 
 def _records(run_dir: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The readable records, with a note where the file ends in half a line or turns unreadable."""
+    """Yield the readable records; add a note if the file becomes unreadable or ends in half a line."""
     count = 0
     try:
         for record in read_records(run_dir):
@@ -118,7 +121,7 @@ def _ends_in_half_a_line(path: Path) -> bool:
 
 
 def _columns_of(kind: str, run: str, records: list[dict], notes: list[str]) -> dict[str, np.ndarray]:
-    """One run's records of a kind, column by column; a missing or null number is NaN."""
+    """Return one run's records of a kind as columns; a missing or null number becomes NaN."""
     expected = [item.name for item in dataclasses.fields(RECORD_TYPES[kind])]
     wide, absent = _by_name(records, expected)
     columns = {"run": _objects([run] * len(records))}
@@ -135,7 +138,7 @@ def _columns_of(kind: str, run: str, records: list[dict], notes: list[str]) -> d
 
 
 def _flat(name: str, values: Sequence[dict | list | None]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`cost` as `cost.device_seconds`, …; `steps` as `steps.0`, …; and the names that some records lack."""
+    """Flatten `cost` to `cost.device_seconds`, …, `steps` to `steps.0`, …; return also the names that some records lack."""
     if isinstance(values[0], list) and len({len(value) if value else 0 for value in values}) == 1:
         return {f"{name}.{index}": column for index, column in enumerate(np.array(values, dtype=float).T)}, []
     values = [dict(enumerate(value)) if isinstance(value, list) else value for value in values]
@@ -145,7 +148,7 @@ def _flat(name: str, values: Sequence[dict | list | None]) -> tuple[dict[str, np
 
 
 def _by_name(records: Sequence[dict | None], names: list[str]) -> tuple[dict[str, Sequence], list[str]]:
-    """Values by name, and the names that some lack. `itemgetter` does in C what Python does slowly."""
+    """Return the records' values by name, and the names that some records lack. `itemgetter` is faster than a Python loop."""
     if not names:
         return {}, []
     try:
@@ -175,7 +178,7 @@ def _numbers(values: Sequence) -> np.ndarray:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """The collector walks every record made so far, again and again; reading makes no cycles."""
+    """Turn garbage collection off inside the block: reading makes no cycles, and each collection would visit all records."""
     was_on = gc.isenabled()
     gc.disable()
     try:

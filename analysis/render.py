@@ -1,4 +1,4 @@
-"""A table of `Estimate`s, numbers and words as Markdown, CSV, LaTeX, HTML and for the terminal."""
+"""Write a table of `Estimate`s, numbers and words as Markdown, CSV, LaTeX, HTML or for the terminal."""
 
 import html
 import re
@@ -26,24 +26,24 @@ LATEX_SPECIALS = str.maketrans(
 
 
 def half_width(estimate: Estimate) -> float:
-    """Of its interval; without one, of its points' spread; else 3 % of its size."""
+    """Return half the width of the interval; without an interval, half the spread of the points, else 3 % of the value."""
     if np.isfinite(estimate.low) and estimate.high > estimate.low:
         return (estimate.high - estimate.low) / 2
     return float(np.ptp(estimate.points or [0]) / 2) or abs(estimate.value) / 30
 
 
 def digits(width: float) -> int:
-    """Decimals that show two significant digits of a half-width."""
+    """Return how many decimals show two significant digits of a half-width."""
     return int(np.clip(1 - np.floor(np.log10(width if width > 0 else 1)), 0, 4))
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The table in words."""
+    """Format every cell of the table as text."""
     return pd.DataFrame({name: _column_text(list(table[name])) for name in table.columns}, columns=table.columns)
 
 
 def _column_text(values: Sequence) -> list[str]:
-    """One number of decimals per column, unless its intervals differ tenfold."""
+    """Format a column, with the same number of decimals in every cell unless the widths of its intervals differ tenfold."""
     widths = [half_width(value) for value in values if isinstance(value, Estimate) and np.isfinite(value.value)]
     alike = widths and max(widths) < 10 * min(widths)
     common = digits(float(np.quantile(widths, 0.75))) if widths else 0
@@ -66,7 +66,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """Every estimate as four columns: value, low, high, n. A cell that is none keeps its value."""
+    """Return the table as CSV, every estimate as four columns: value, low, high, n. Other cells keep their value."""
     columns = {}
     for name in table.columns:
         values = list(table[name])
@@ -80,7 +80,7 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def to_latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
-    """A booktabs table."""
+    """Return a booktabs table."""
     text = cells(table)
     head = " & ".join(_latex(name) for name in text.columns)
     rows = [" & ".join(map(_latex, row)) for row in text.to_numpy().tolist()]
@@ -110,14 +110,14 @@ LATEX_TABLE = r"""\begin{table}
 
 
 def _latex(text: str) -> str:
-    """Specials escaped; a number with its interval in maths, for the minus signs."""
+    """Escape special characters; set a number with its interval in maths mode, which has proper minus signs."""
     if re.fullmatch(r"[-+]?[\d.]+ [\[(].*[\])]", text):
         return f"${text.replace(' ', chr(92) + ' ', 1)}$"
     return text.translate(LATEX_SPECIALS)
 
 
 def to_html(table: pd.DataFrame) -> str:
-    """A table whose cells know their column, so that a narrow screen can stack them (see report.css)."""
+    """Return an HTML table whose cells carry their column's name, so that a narrow screen can stack them (see report.css)."""
     text = cells(table)
     kinds = {name: _css_class(list(table[name])) for name in table.columns}
     head = "".join(f'<th class="{kinds[name]}">{html.escape(name)}</th>' for name in table.columns)
@@ -129,7 +129,7 @@ def to_html(table: pd.DataFrame) -> str:
 
 
 def _css_class(values: Sequence) -> str:
-    """Words are set left and may wrap; numbers and short words (`8 of 9`) right and never wrap."""
+    """Return the CSS class of a column: "words" are aligned left and may wrap, "number" (also `8 of 9`) right without wrap."""
     return "words" if any(isinstance(value, str) and len(value) > 12 for value in values) else "number"
 
 
@@ -143,7 +143,7 @@ def _html_cell(name: str, kind: str, value: object, text: str) -> str:
 
 
 def to_terminal(table: pd.DataFrame) -> str:
-    """Aligned columns: words left, numbers right."""
+    """Return the table as text with aligned columns: the first left, the others right."""
     text = cells(table)
     widths = [max(len(name), *(len(cell) for cell in text[name])) if len(text) else len(name) for name in text.columns]
     rows = [list(text.columns), ["─" * width for width in widths], *text.to_numpy().tolist()]

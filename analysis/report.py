@@ -1,7 +1,7 @@
 """Turn a study into one page: `python -m analysis.report runs/<study> [--cost …] [--output DIR]`.
 
-Writes `report/` into the (first) study: `index.html` (self-contained: figures inline, no network), every figure as PNG
-and PDF, every table as Markdown, CSV and LaTeX; prints the comparison table.
+The command writes `report/` into the (first) study: `index.html` (self-contained, with figures inline), every figure as PNG
+and PDF, every table as Markdown, CSV and LaTeX. It also prints the comparison table.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def make_report(given: Material, output: Path) -> Path:
-    """Write every artefact into `output`; returns the page."""
+    """Write every figure, table and the page into `output`; return the page's path."""
     output.mkdir(parents=True, exist_ok=True)
     blocks = [_as_block(section, output) for section in all_sections(given)]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
@@ -59,7 +59,7 @@ def _write_table(item: Shown, output: Path) -> dict[str, Any]:
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    """What the head of the page says of the study."""
+    """Return what the head of the page says about the study."""
     runs = study.runs
     commits = sorted(
         {str(git.get("commit", ""))[:10] + ("+" if git.get("dirty") else "") for git in runs["git"]} - {""}
@@ -79,14 +79,14 @@ def _facts(study: Study) -> dict[str, Any]:
 
 
 def _ranges(seeds: list[int]) -> str:
-    """`0–7, 20` for 0, 1, …, 7, 20."""
+    """Format seeds as ranges: `0–7, 20` for 0, 1, …, 7, 20."""
     starts = [seed for seed in seeds if seed - 1 not in seeds]
     ends = [seed for seed in seeds if seed + 1 not in seeds]
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def print_summary(given: Material) -> None:
-    """The comparison table and the notes, for a terminal."""
+    """Print the comparison table and the notes for a terminal."""
     if len(given.summaries):
         [shown] = comparison(given)
         print(render.to_terminal(tables.compact(shown.table)))
@@ -96,7 +96,7 @@ def print_summary(given: Material) -> None:
 
 
 def _beside(study: Path) -> Path:
-    """`report/` in a study's directory, beside an archive."""
+    """Return where to write the report: `report/` in a study's directory, or `NAME_report` next to an archive."""
     return study / "report" if study.is_dir() else study.with_name(study.name.split(".")[0] + "_report")
 
 

@@ -1,4 +1,4 @@
-"""What the report shows, in order: a section is a function from a study to figures and tables with captions."""
+"""Make the sections of the report, in order. A section is a function that yields figures and tables with captions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in paren
 
 REPEATS = "Means over repeats [95 % interval]; n counts repeats."
 VERDICTS = """Supported: the estimate lies on the claim's side, its 95 % interval too, and p is below 0.05 after Holm's
-correction. Contradicted: the same on the other side. Anything else is not resolved at this n; then the smallest effect
-is named that a study of this n and spread finds four times in five."""
-ABLATION = """Rewards at equal budget. Methods are paired by seed, and by prompt where both have the prompt. Both SDEs
-together: each is resampled on its own; n seeds each."""
+correction. Contradicted: the same on the other side. Anything else is not resolved at this n; the table then gives the
+smallest effect that a study of this n and spread finds four times in five."""
+ABLATION = """Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have the prompt. For
+both SDEs together, each is resampled separately, with n seeds each."""
 STABILITY = """A seed collapsed if it failed on numbers that were not finite, or if its last evaluation lies below its
 first one: the whole 95 % interval of the difference, paired over prompts, below 0. A seed fell back if its last
 evaluation has lost more than half of the gain of its best one."""
-MECHANISM = """Measured without training runs; repeats, not seeds, are the unit. λ is the factor by which discretisation
-alone scales a step's gradient. Alignment: cosine of one iteration's policy gradient with the exact reward gradient."""
+MECHANISM = """Measured without training; n counts repeats, not seeds. λ is the factor by which discretisation alone scales a
+step's gradient. Alignment is the cosine of one iteration's policy gradient with the exact reward gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A figure or a table with its caption; `name` is its file name. `folded`: closed until clicked."""
+    """A figure or a table with its caption. name: its file name. folded: hidden on the page until clicked."""
 
     name: str
     title: str
@@ -37,13 +37,15 @@ class Shown:
     folded: bool = False
 
     def __post_init__(self) -> None:
-        """The column that names the SDE noise goes where there is only one."""
+        """Drop the column that names the SDE noise if the table has only one."""
         if self.table is not None and "SDE noise" in self.table and self.table["SDE noise"].nunique() < 2:
             object.__setattr__(self, "table", self.table.drop(columns="SDE noise"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
+    """A section of the report: a title, a paragraph, and figures and tables."""
+
     title: str
     text: str
     shown: list[Shown]
@@ -51,7 +53,11 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that the sections draw from."""
+    """The data that every section is made from.
+
+    summaries: see `curves.run_summaries`. measurements: see `mechanism.load_mechanism`. cost: a key of `curves.COSTS`.
+    target: the reward for cost-to-target, None for the default.
+    """
 
     study: Study
     summaries: pd.DataFrame
@@ -60,7 +66,10 @@ class Material:
     target: float | None = None
 
     def by_noise(self) -> Iterator[tuple[str, str, Study]]:
-        """File suffix, words and part of the study per SDE noise; both empty where there is one noise."""
+        """Yield for each SDE noise a file suffix, words for a title, and the study's runs with this noise.
+
+        Suffix and words are empty if the study has only one noise.
+        """
         noises = style.ordered_noises(self.study.runs["noise"])
         for noise in noises:
             several = len(noises) > 1
@@ -76,7 +85,7 @@ def material(study: Study, cost: str, target: float | None = None) -> Material:
 
 
 def all_sections(given: Material) -> list[Section]:
-    """Every section that has something to show."""
+    """Return every section that has something to show."""
     makers = {
         "What this study can and cannot show": (claims, VERDICTS),
         "Reward against cost": (rewards, "Bands: pointwise 95 % interval of the mean over seeds, at equal cost."),
@@ -147,7 +156,7 @@ def ablations(given: Material) -> Iterator[Shown]:
         yield Shown(name="effects", title="Main effects and interaction", caption=caption, table=effects)
     differences = ablation.differences_from_flash(given.study, given.summaries, given.cost)
     if len(differences) and differences["n"].any():
-        caption = "n counts seeds; the interval over prompts holds for these seeds only. p: Holm's over this table."
+        caption = "n counts seeds. The interval over prompts holds for these seeds only. p: Holm's correction over this table."
         yield Shown(name="differences", title="Differences from Flash-GRPO", caption=caption, table=differences)
         for noise in style.ordered_noises(differences["SDE noise"]):
             part = differences[differences["SDE noise"] == noise]
@@ -158,18 +167,19 @@ def ablations(given: Material) -> Iterator[Shown]:
 
 def costs(given: Material) -> Iterator[Shown]:
     if len(given.summaries):
-        caption = f"{MEANS} Evaluation not counted. What the paper's teaser counts is not stated there."
+        caption = f"{MEANS} Evaluation is not counted. The paper does not state what its teaser's cost includes."
         table = tables.cost_table(given.summaries)
         yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
         bars = drawn(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
-        caption = "Divided as rank 0's wall time of rollout, decoding, reward and update; the factor is to Flash-GRPO."
+        caption = "Divided in proportion to rank 0's wall time of rollout, decoding, reward and update. Factors are to Flash-GRPO."
         yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
 
 
 def steadiness(given: Material) -> Iterator[Shown]:
     if len(table := stability.stability(given.study)):
-        yield Shown(name="stability", title="Collapsed seeds", caption=f"{MEANS} Shares: Wilson.", table=table)
+        caption = f"{MEANS} Shares have Wilson's intervals."
+        yield Shown(name="stability", title="Collapsed seeds", caption=caption, table=table)
     for suffix, words, study in given.by_noise():
         for column, label in stability.PANELS.items():
             if study.iterations[column].notna().any():
@@ -179,7 +189,7 @@ def steadiness(given: Material) -> Iterator[Shown]:
 
 
 def mechanisms(given: Material) -> Iterator[Shown]:
-    """Tables first, so that the figures stand beside one another."""
+    """Yield tables first, so that the figures are side by side."""
     measured = set(given.measurements["quantity"])
     makers = {
         "gradient_norm": ("gradient_norms", "Gradient norm and λ", mechanism.gradient_table),
@@ -220,7 +230,9 @@ def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
 
 
 def table1(given: Material) -> Iterator[Shown]:
-    caption = "VBench in percent. Paper rows: single runs, 350 GPU-hours a method on hardware that is not named."
+    caption = (
+        "VBench in percent. The paper's rows are single runs, 350 GPU-hours a method; it does not name the hardware."
+    )
     table = paper.table1(given.study, given.summaries)
     yield Shown(name="table1", title="Table 1", caption=caption, table=table)
 

@@ -1,4 +1,4 @@
-"""Stability: seeds that collapsed, and what the updates looked like (gradient norm, ratio drift, clip fraction).
+"""Show which seeds collapsed, and gradient norm, ratio drift and clip fraction of the updates.
 
 A seed *collapsed* if it failed on rewards or weights that were not finite, or if its last evaluation lies below its
 first one: the whole 95 % interval of the difference, paired over prompts, below 0. A seed *fell back* if its last
@@ -22,7 +22,7 @@ LOGARITHMIC = ("gradient_norm", "ratio_drift")
 
 
 def run_outcomes(study: Study) -> pd.DataFrame:
-    """One row per run that has ended: collapsed, fell back (see the module's definitions), failed."""
+    """Return one row per run that has ended: whether it collapsed, fell back (see the module's definitions) or failed."""
     evaluations = dict(list(study.evaluations.groupby("run", sort=False)))
     rows = []
     for run in study.runs[study.runs["status"].isin(["completed", "failed"]) | study.runs["finished"]].itertuples():
@@ -57,7 +57,7 @@ def _fell_back(evaluations: pd.DataFrame | None) -> bool:
 
 
 def stability(study: Study) -> pd.DataFrame:
-    """The stability table: a row per method; shares of seeds with Wilson's intervals."""
+    """Return the stability table: a row per method, with shares of seeds and their Wilson intervals."""
     outcomes = run_outcomes(study)
     per_run = study.iterations.groupby("run", sort=False)
     largest, mean = per_run[list(PANELS)].max(), per_run[list(PANELS)].mean()
@@ -84,7 +84,7 @@ def stability(study: Study) -> pd.DataFrame:
 
 
 def stability_curves(ax: Axes, study: Study, column: str, cost: str = "iterations") -> Axes:
-    """One of `PANELS` over the run, mean and band over seeds."""
+    """Draw one of `PANELS` over the course of the runs, with mean and band over seeds."""
     figures.training_curves(ax, study, cost, column, PANELS[column])
     values = study.iterations[column].dropna()
     if column in LOGARITHMIC and len(values) and 0 < values.min() < values.max():

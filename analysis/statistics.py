@@ -1,8 +1,8 @@
-"""Statistics of studies: pure functions of arrays with seeds as rows. Shapes: S seeds, G grid points, R resamples.
+"""Compute statistics of arrays with seeds as rows, in pure functions. Shapes: S seeds, G grid points, R resamples.
 
-Intervals are percentile bootstraps over seeds, widened for small n (Hesterberg 2015, "expanded"): with eight seeds the
-plain percentiles cover 90 % where they say 95 %, the widened ones 95 % (a test simulates both). Below seven there are
-too few distinct resamples and Student's t is used; below three there is no interval at all. p-values are of t tests.
+Intervals are percentile bootstraps over seeds, widened for small n (Hesterberg 2015, "expanded"). With eight seeds the plain
+95 % percentile intervals cover only 90 %, the widened ones 95 % (a test simulates both). Below seven seeds there are too few
+distinct resamples, and Student's t is used; below three there is no interval. p-values come from t tests.
 """
 
 import functools
@@ -18,9 +18,10 @@ SMALLEST_N, BOOTSTRAP_N = 3, 7
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval and n; `p` is two-sided for "the number is 0". Below n = 3: `points`, no interval.
+    """An estimated number with its 95 % interval, NaN if there is none.
 
-    `signed` numbers are differences and are written with their sign.
+    n: how many seeds. p: two-sided, for the hypothesis that the number is 0. points: the seeds' values, if n < 3.
+    signed: True for differences, which are written with their sign.
     """
 
     value: float
@@ -33,11 +34,11 @@ class Estimate:
 
     @property
     def resolved(self) -> bool:
-        """Whether there is an interval and 0 lies outside of it."""
+        """Return True if there is an interval and it excludes 0."""
         return bool(self.low > 0 or self.high < 0)
 
     def text(self, digits: int = 2) -> str:
-        """`2.05 [1.98, 2.12]`; `2.05 (1.98, 2.12)` for the points of n < 3."""
+        """Format as `2.05 [1.98, 2.12]`, or for n < 3, with the seeds' values, as `2.05 (1.98, 2.12)`."""
         if not np.isfinite(self.value):
             return "–"
         form = f"{{:{'+' if self.signed else ''}.{digits}f}}"
@@ -52,18 +53,18 @@ NOTHING = Estimate(np.nan)
 
 @functools.lru_cache(maxsize=32)
 def resampling_weights(n: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """[R, S]: how often each of n seeds is drawn in each resample, over n; rows sum to 1."""
+    """Return how often each of n seeds is drawn in each resample, divided by n: [R, S], rows sum to 1."""
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
 def tails(n: int) -> tuple[float, float]:
-    """The percentiles that bound the interval: Phi(∓sqrt(n / (n - 1)) t) instead of 2.5 and 97.5 %."""
+    """Return the percentiles that bound the interval: Phi(∓sqrt(n / (n - 1)) t) instead of 2.5 and 97.5 %."""
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1))
     return tail, 1 - tail
 
 
 def mean_interval(values_SG: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high ends of the 95 % interval of the mean over seeds, for each column; NaN where n < 3."""
+    """Return the ends of the 95 % interval of the mean over seeds, for each column; NaN if n < 3."""
     n, columns = values_SG.shape
     if n < SMALLEST_N:
         return np.full(columns, np.nan), np.full(columns, np.nan)
@@ -75,7 +76,7 @@ def mean_interval(values_SG: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.
 
 
 def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean over seeds; missing values (NaN) are no seeds. A paired difference is the mean of the differences."""
+    """Estimate the mean over seeds; missing values (NaN) do not count. For a paired difference, pass the differences."""
     values = _finite(values)
     n = len(values)
     if n < SMALLEST_N:
@@ -85,7 +86,7 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def contrast_estimate(groups: Sequence[Sequence[float]], weights: Sequence[float], seed: int = 0) -> Estimate:
-    """Weighted sum of the means of independent groups: every group (stratum) is resampled on its own."""
+    """Estimate a weighted sum of the means of independent groups; every group (stratum) is resampled separately."""
     groups = [_finite(group) for group in groups]
     n = min(len(group) for group in groups)
     if n == 0:
@@ -103,7 +104,7 @@ def contrast_estimate(groups: Sequence[Sequence[float]], weights: Sequence[float
 
 
 def _p_value(value: float, error: float, n: int) -> float:
-    """Two-sided p of a t test against 0 with n - 1 degrees of freedom."""
+    """Return the two-sided p of a t test against 0 with n - 1 degrees of freedom."""
     if error == 0:
         return float(value == 0)
     return float(2 * stats.t.sf(abs(value / error), n - 1))
@@ -115,12 +116,12 @@ def _finite(values: Sequence[float]) -> np.ndarray:
 
 
 def interquartile_mean(values_S: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of the middle half of the seeds (Agarwal et al. 2021, rliable)."""
+    """Return the mean of the middle half of the seeds (Agarwal et al. 2021, rliable)."""
     return stats.trim_mean(values_S, 0.25, axis=axis)
 
 
 def bootstrap_estimate(values: Sequence[float], statistic: Callable[..., np.ndarray], seed: int = 0) -> Estimate:
-    """Any statistic of seeds; it takes an array and `axis`. No interval below n = 7."""
+    """Estimate any statistic of seeds. statistic: takes an array and `axis`. No interval below n = 7."""
     values = _finite(values)
     n = len(values)
     if n < BOOTSTRAP_N:
@@ -131,7 +132,7 @@ def bootstrap_estimate(values: Sequence[float], statistic: Callable[..., np.ndar
 
 
 def share_estimate(count: int, n: int) -> Estimate:
-    """A share of n seeds with its Wilson interval."""
+    """Estimate a share of n seeds, with its Wilson interval."""
     if n < SMALLEST_N:
         return Estimate(count / n if n else np.nan, n=n)
     interval = stats.binomtest(count, n).proportion_ci(LEVEL, method="wilson")
@@ -139,7 +140,7 @@ def share_estimate(count: int, n: int) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction over one family of comparisons; NaN (no test) stays NaN and does not count."""
+    """Correct p-values over one family of comparisons by Holm's step-down method; NaN (no test) stays NaN, uncounted."""
     p_values = np.asarray(p_values, dtype=float)
     adjusted = np.full(len(p_values), np.nan)
     tested = np.flatnonzero(np.isfinite(p_values))
@@ -150,7 +151,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def smallest_detectable_effect(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> float:
-    """The mean difference that a two-sided paired t test finds with this power at this n and spread (noncentral t)."""
+    """Return the mean difference that a two-sided paired t test finds with this power at this n and spread (noncentral t)."""
     differences = _finite(differences)
     n = len(differences)
     if n < SMALLEST_N:
@@ -161,12 +162,12 @@ def smallest_detectable_effect(differences: Sequence[float], power: float = 0.8,
 
 
 def value_at(cost: np.ndarray, reward: np.ndarray, budget: float) -> float:
-    """The curve at a budget, linear between evaluations; NaN beyond the last one (never extrapolated)."""
+    """Return the curve's value at a budget, linear between evaluations; NaN beyond the last one (never extrapolated)."""
     return float(np.interp(budget, cost, reward, right=np.nan)) if len(cost) else np.nan
 
 
 def area_under_curve(cost: np.ndarray, reward: np.ndarray, budget: float) -> float:
-    """Mean height of the curve from its first evaluation to the budget, in units of reward; NaN if it ends before."""
+    """Return the curve's mean height from its first evaluation to the budget, in units of reward; NaN if it ends before."""
     end = value_at(cost, reward, budget)
     if not np.isfinite(end) or budget <= cost[0]:
         return np.nan
@@ -176,7 +177,7 @@ def area_under_curve(cost: np.ndarray, reward: np.ndarray, budget: float) -> flo
 
 
 def time_to_target(cost: np.ndarray, reward: np.ndarray, target: float) -> tuple[float, bool]:
-    """The cost at which the curve first reaches the target (linear between evaluations), True; else its end, False."""
+    """Return the cost at which the curve first reaches the target, interpolated, and True; if it never does, its end, False."""
     above = np.flatnonzero(reward >= target)
     if len(above) == 0:
         return float(cost[-1]), False
@@ -190,10 +191,10 @@ def time_to_target(cost: np.ndarray, reward: np.ndarray, target: float) -> tuple
 def restricted_mean(
     times: np.ndarray, reached: np.ndarray, horizon: float, counts_RS: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean cost to the target up to the horizon: the area under the Kaplan-Meier curve of right-censored times, [R].
+    """Return the mean cost to the target up to the horizon: the area under the Kaplan-Meier curve of censored times, [R].
 
-    `counts_RS`: how often each seed counts in each resample; one row of ones by default. After a last run that was
-    censored before the horizon the curve stays level.
+    counts_RS: how often each seed counts in each resample; default: one row of ones. Times are right-censored. If the last
+    run was censored before the horizon, the curve stays level after it.
     """
     counts_RS = np.ones((1, len(times)), int) if counts_RS is None else counts_RS
     order = np.lexsort((~reached, times))
@@ -207,7 +208,7 @@ def restricted_mean(
 def restricted_mean_estimate(
     times: Sequence[float], reached: Sequence[bool], horizon: float, seed: int = 0
 ) -> Estimate:
-    """`restricted_mean` with an interval; without censoring before the horizon it is a mean of min(time, horizon)."""
+    """Estimate `restricted_mean` with an interval; without censoring before the horizon it is a mean of min(time, horizon)."""
     times, reached = np.asarray(times, dtype=float), np.asarray(reached, dtype=bool)
     n = len(times)
     if not np.any(~reached & (times < horizon)):

@@ -1,4 +1,4 @@
-"""A study: the runs of `runs/<study>/` as three frames, and notes on all that a reader should know of them."""
+"""Load a study: the runs of `runs/<study>/` as three data frames, and notes on problems that a reader should know of."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -36,10 +36,10 @@ RUN_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """`runs`: a row per run; `iterations`, `evaluations`: a row per record, with the run's method, arm, noise and seed.
+    """The runs of a study. runs: a row per run. iterations, evaluations: a row per record, with its method, arm, noise, seed.
 
-    An arm is what is averaged over seeds: a method, or a method with a setting where runs of one method differ in it.
-    `runs.finished`: whether the run's last evaluation is compared. Completed runs are; while there is none, all are.
+    An arm is what is averaged over seeds: a method, or a method with a setting if runs of one method differ in it.
+    runs.finished: True if the run's last evaluation is compared. Completed runs are; while none has completed, all are.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Study:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether device-seconds are process CPU seconds (see `records.Cost`)."""
+        """Return True if device-seconds are process CPU seconds (see `records.schema.Cost`)."""
         return bool(len(self.runs)) and bool(self.runs["on_cpu"].all())
 
     def finished(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["run"].isin(self.runs.loc[self.runs["finished"], "run"])]
 
     def with_noise(self, noise: str) -> "Study":
-        """The part of the study that ran with one SDE noise schedule."""
+        """Return the study's runs with one SDE noise schedule."""
         return self._part("noise", [noise])
 
     def only(self, arms: Iterable[str]) -> "Study":
@@ -100,16 +100,16 @@ def _run_directories(path: Path, notes: list[str]) -> list[Path]:
     if not path.is_dir():
         notes.append(f"{path} is not a directory: there is no study to read.")
         return []
-    found = sorted(
+    run_dirs = sorted(
         item for item in path.iterdir() if item.is_dir() and ((item / MANIFEST).exists() or (item / RECORDS).exists())
     )
-    if not found:
+    if not run_dirs:
         notes.append(f"{path} holds no runs (a run is a directory with a {MANIFEST}): there is nothing to show yet.")
-    return found
+    return run_dirs
 
 
 def _frame(kind: str, parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
-    """All runs' records of a kind; the standard columns exist even without a record."""
+    """Stack all runs' records of a kind; the standard columns exist even if there is no record."""
     expected = [item.name for item in dataclasses.fields(RECORD_TYPES[kind]) if item.name not in FLATTENED]
     standard = ["run", *expected, *(f"cost.{item.name}" for item in dataclasses.fields(Cost))]
     names = dict.fromkeys([*standard, *(name for part in parts for name in part)])
@@ -130,7 +130,7 @@ def _with_arms(runs: pd.DataFrame, frames: dict[str, pd.DataFrame], notes: list[
 
 
 def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
-    """The method's name; with `key=value` where runs of one method and noise differ in more than the seed."""
+    """Return each run's arm: its method, with `key=value` if runs of one method and noise differ in more than the seed."""
     flat = [_flat_config(config) for config in runs["config"]]
     arms, apart = list(runs["method"]), {}
     for (method, _), rows in runs.groupby(["method", "noise"], sort=False).indices.items():
@@ -157,11 +157,11 @@ def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _finished(runs: pd.DataFrame, evaluations: pd.DataFrame, notes: list[str]) -> list[bool]:
-    """Which runs the comparisons use: one completed run with an evaluation per arm and seed."""
+    """Return which runs the comparisons use: for each arm and seed one completed run that has been evaluated."""
     completed = runs["status"] == "completed"
     if len(runs) and not completed.any():
         counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
-        notes.append(f"No run has completed ({counts}): every number is of the records so far.")
+        notes.append(f"No run has completed ({counts}): every number is computed from the records so far.")
         completed |= True
     for status, some in runs[~completed].groupby("status"):
         named = "; ".join(f"{row.run} ({row.reason})" if row.reason else row.run for row in some.itertuples())
@@ -176,7 +176,7 @@ def _finished(runs: pd.DataFrame, evaluations: pd.DataFrame, notes: list[str]) -
 
 
 def _repeats(runs: pd.DataFrame, length: pd.Series, completed: pd.Series, notes: list[str]) -> pd.Series:
-    """Runs that repeat another's arm, noise and seed; the longest of them stays: a seed counts once."""
+    """Return which runs repeat the arm, noise and seed of a longer run. They are left out, so that a seed counts once."""
     ordered = (
         runs[completed]
         .assign(length=runs["run"].map(length).astype(float))
@@ -191,5 +191,5 @@ def _repeats(runs: pd.DataFrame, length: pd.Series, completed: pd.Series, notes:
 
 
 def _join_runs(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    known = runs.set_index("run")
-    return frame.assign(**{name: frame["run"].map(known[name]) for name in ("method", "arm", "noise", "seed")})
+    by_name = runs.set_index("run")
+    return frame.assign(**{name: frame["run"].map(by_name[name]) for name in ("method", "arm", "noise", "seed")})

@@ -1,8 +1,8 @@
-"""One colour, marker and line per method, the same in every figure, and the look of the figures.
+"""Define the style of the figures: one colour, marker and line per method, the same in every figure.
 
-The seven colours were searched for: at least 7 apart in CIE lightness (so they stay apart in greyscale) and at least 25
-apart in Lab as seen with normal, protanopic, deuteranopic and tritanopic vision (a test measures both). Markers and
-lines tell the methods apart once more.
+The seven colours are at least 7 apart in CIE lightness, so that they differ in greyscale, and at least 25 apart in Lab as
+seen with normal, protanopic, deuteranopic and tritanopic vision (a test measures both). Methods also differ in marker and
+line.
 """
 
 import re
@@ -23,7 +23,7 @@ from analysis.statistics import Estimate
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn and named; `short` is for axes, `name` for tables and legends."""
+    """The style and names of one method. name: for tables and legends. short: for axes."""
 
     name: str
     short: str
@@ -53,13 +53,13 @@ NOISE_NAMES = {"linear": "linear SDE noise", "flow": "flow SDE noise", "": ""}
 
 
 def look(arm: str) -> Look:
-    """The look of a method, or of an arm `method key=value …`; an unknown one always gets the same fallback."""
+    """Return the look of a method, or of an arm `method key=value …`; an unknown arm always gets the same fallback."""
     method, _, setting = arm.partition(" ")
     setting = re.sub(r"[\w.]*\.(\w+)=", r"\1=", setting)  # optim.lr=… as lr=…
     key = zlib.crc32(f"{method} {setting}".encode())
-    known = METHODS.get(method)
-    if known and not setting:
-        return known
+    plain = METHODS.get(method)
+    if plain and not setting:
+        return plain
     other = Look(
         name=f"{method} {setting}".strip(),
         short=f"{method} {setting}".strip(),
@@ -68,28 +68,30 @@ def look(arm: str) -> Look:
         line=FALLBACK_LINES[key // 64 % len(FALLBACK_LINES)],
     )
     return (
-        replace(other, name=f"{known.name}, {setting}", short=f"{known.short}, {setting}", color=known.color)
-        if known
+        replace(other, name=f"{plain.name}, {setting}", short=f"{plain.short}, {setting}", color=plain.color)
+        if plain
         else other
     )
 
 
 def look_named(name: str) -> Look:
-    """The look of the arm with this display name."""
-    known = next((method for method, item in METHODS.items() if name.startswith(item.name)), None)
+    """Return the look of the arm with this display name."""
+    method = next((method for method, item in METHODS.items() if name.startswith(item.name)), None)
     return look(
-        name.replace(f"{METHODS[known].name}, ", f"{known} ").replace(METHODS[known].name, known) if known else name
+        name.replace(f"{METHODS[method].name}, ", f"{method} ").replace(METHODS[method].name, method)
+        if method
+        else name
     )
 
 
 def ordered(arms: Iterable[str]) -> list[str]:
-    """Arms in the order of the paper's tables, unknown methods after them by name."""
+    """Sort arms in the order of the paper's tables, unknown methods after them by name."""
     order = {method: index for index, method in enumerate(METHODS)}
     return sorted(set(arms), key=lambda arm: (order.get(arm.partition(" ")[0], len(order)), _numbers_in(arm), arm))
 
 
 def _numbers_in(arm: str) -> list[float]:
-    """The settings' values, so that lr=3e-5 stands before lr=1e-4."""
+    """Return the numbers in an arm's settings, so that lr=3e-5 is sorted before lr=1e-4."""
     return [float(number) for number in re.findall(r"=(-?\d[\d.]*(?:e-?\d+)?)(?= |$)", arm)]
 
 
@@ -98,7 +100,7 @@ def ordered_noises(noises: Iterable[str]) -> list[str]:
 
 
 def figure_style() -> AbstractContextManager:
-    """Paper defaults: 9 pt sans, thin grey axes, no boxes, text kept as text in PDF and SVG."""
+    """Apply the defaults for papers: 9 pt sans, thin grey axes, no boxes, text kept as text in PDF and SVG."""
     return matplotlib.rc_context(
         {
             "figure.dpi": 110,
@@ -137,7 +139,7 @@ def figure_style() -> AbstractContextManager:
 
 
 def plain_log_labels(axis: Axis) -> None:
-    """`0.3` instead of `3 × 10⁻¹`, and enough labels on an axis of less than a decade."""
+    """Label a logarithmic axis with `0.3` instead of `3 × 10⁻¹`, and with enough labels if it spans less than a decade."""
     low, high = sorted(axis.get_view_interval())
     axis.set_major_locator(
         MaxNLocator(6) if high / low < 4 else LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,))
@@ -147,7 +149,7 @@ def plain_log_labels(axis: Axis) -> None:
 
 
 def draw_estimate(ax: Axes, row: float, estimate: Estimate, item: Look) -> None:
-    """A dot with its interval on row `row`; the points themselves where n < 3."""
+    """Draw a dot with its interval at height `row`, and the seeds' values if n < 3."""
     if np.isfinite(estimate.low):
         ax.plot([estimate.low, estimate.high], [row, row], color=item.color, linewidth=2.2, solid_capstyle="round")
     for point in estimate.points:

@@ -1,4 +1,4 @@
-"""The comparison table and the table of runs: frames in, a frame of `Estimate`s out (`analysis.render` writes them)."""
+"""Make the comparison table, the cost table and the table of runs, as data frames of `Estimate`s for `analysis.render`."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ PHASES = ("rollout", "decode", "reward", "update")
 
 
 def comparison_table(study: Study, summaries: pd.DataFrame, cost: str = "device_seconds") -> pd.DataFrame:
-    """A row per method (and SDE noise): means over finished seeds with 95 % intervals; below n = 3 the points."""
+    """Return a row per method and SDE noise: means over finished seeds with 95 % intervals, or the seeds' values if n < 3."""
     budget = curves.equal_budget(study, cost)
     at_budget = f"Reward at {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
     rows = [_comparison_row(study, rows, arm, noise, at_budget) for noise, arm, rows in _arms(summaries)]
@@ -47,7 +47,7 @@ def _comparison_row(study: Study, rows: pd.DataFrame, arm: str, noise: str, at_b
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparison table for a terminal: short names, the phases of an iteration in one column."""
+    """Shorten the comparison table for a terminal: short names, the phases of an iteration in one column."""
     if table.empty:
         return table
     phases = [f"{phase} s/iteration" for phase in PHASES]
@@ -64,7 +64,7 @@ def _mean(rows: pd.DataFrame, column: str) -> Estimate:
 
 
 def cost_table(summaries: pd.DataFrame, reference: str = "flash") -> pd.DataFrame:
-    """Device-seconds of an iteration, and the factor to the reference paired by seed; the paper's teaser beside."""
+    """Return device-seconds per iteration, their ratio to the reference's (paired by seed), and the paper's teaser's ratio."""
     summaries = summaries.assign(each=summaries["device_seconds"] / summaries["iterations"])
     teaser = paper.teaser_factors()
     rows = []
@@ -85,7 +85,7 @@ def cost_table(summaries: pd.DataFrame, reference: str = "flash") -> pd.DataFram
 
 
 def runs_table(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
-    """Every run of the study, whatever became of it; the gain's interval is over prompts, within the run."""
+    """Return a row for every run of the study, also failed ones. The interval of the gain is over the run's prompts."""
     evaluations = dict(list(study.evaluations.groupby("run", sort=False)))
     final = summaries.set_index("run")
     rows = []

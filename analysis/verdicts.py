@@ -1,8 +1,8 @@
-"""The verdict table: each claim of the paper, this study's estimate of it, and what can be concluded at this n.
+"""Make the verdict table: each claim of the paper, this study's estimate of it, and what can be concluded at this n.
 
-*supported*: the estimate lies on the claim's side, its 95 % interval too, and Holm's p over the table is below 0.05.
-*contradicted*: the same on the other side. Anything else is *not resolved at this n*, with the smallest effect that
-would have been found four times in five.
+*supported*: the estimate and its 95 % interval lie on the claim's side, and Holm's p over the table is below 0.05.
+*contradicted*: the same on the other side. Anything else is *not resolved at this n*; the table then gives the smallest
+effect that would have been found four times in five.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,11 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says, as a number whose sign decides: `side` is +1 if the claim puts it above 0, else -1."""
+    """A claim of the paper about a number whose sign decides.
+
+    side: +1 if the claim says that the number is above 0, else -1. found: the number as this study estimates it. shown:
+    the estimate that the table shows. needs: what is missing if the claim could not be tested.
+    """
 
     text: str
     noise: str
@@ -34,7 +38,7 @@ class Claim:
 
 
 def verdicts(study: Study, summaries: pd.DataFrame, measurements: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """A row per claim and SDE noise."""
+    """Return a row per claim and SDE noise."""
     noises = style.ordered_noises([*summaries["noise"], *measurements["noise"].dropna()]) or [""]
     per_noise = [list(_claims(study, summaries, measurements, noise, cost)) for noise in noises]
     claims = [claim for same in zip(*per_noise, strict=True) for claim in same]
@@ -55,7 +59,7 @@ def verdicts(study: Study, summaries: pd.DataFrame, measurements: pd.DataFrame, 
 
 
 def verdict(claim: Claim, p: float) -> str:
-    """The words of one row; see the module's definitions."""
+    """Return the verdict on one claim; the module's docstring defines the words."""
     estimate, n = claim.found.estimate, claim.found.estimate.n
     if n == 0:
         return f"not tested ({claim.needs})"
@@ -80,10 +84,10 @@ def _claims(
         "Gradient rectification helps": (EFFECTS["TGR (main effect)"], "TGR main effect"),
     }
     for text, (weights, words) in contrasts.items():
-        found = effect(part, weights)
+        tested = effect(part, weights)
         measure = f"{words}, reward {at}" if np.isfinite(budget) else words
         needs = f"needs runs of {', '.join(weights)}"
-        yield Claim(text=text, noise=noise, measure=measure, side=1, found=found, shown=found.estimate, needs=needs)
+        yield Claim(text=text, noise=noise, measure=measure, side=1, found=tested, shown=tested.estimate, needs=needs)
     yield _collapse(study, part, noise)
     yield _lambda_predicts(measurements, noise)
 
@@ -105,7 +109,7 @@ def _collapse(study: Study, part: pd.DataFrame, noise: str) -> Claim:
 
 
 def _lambda_predicts(measurements: pd.DataFrame, noise: str) -> Claim:
-    """Whether the correlation over the steps, at uniform weights, lies above the threshold; repeats are the unit."""
+    """Test if the correlation over the steps, at uniform weights, is above the threshold. Repeats take the place of seeds."""
     some = measurements[(measurements["noise"] == noise) & (measurements["weighting"] == "uniform")]
     correlations = mechanism.correlations(some, noise) if (some["quantity"] == "gradient_norm").any() else np.array([])
     shown = mean_estimate(correlations) if len(correlations) else NOTHING

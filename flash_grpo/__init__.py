@@ -1,10 +1,10 @@
 """Benchmark and ablation suite for GRPO on video diffusion models.
 
-To read it: `algorithm.method` (what a method is), `algorithm.plans` and `algorithm.weighting` (its mask and its weight),
-`algorithm.denoise` (a step taken, and replayed), `training.trainer` (an iteration), `run.loop` (a run). `records.schema` says
-what is written; `ablations/` holds one difference a file.
+To read the code, begin with `algorithm.method` (what a method is), `algorithm.plans` and `algorithm.weighting` (its mask and
+its weight), `algorithm.denoise` (taking and replaying a step), `training.trainer` (an iteration) and `run.loop` (a run).
+`records.schema` describes the files that a run writes; `ablations/` has one difference between methods per file.
 
-The names below are what a program that uses the suite as a library needs; they are imported when they are asked for.
+The names below are for programs that use the suite as a library; each is imported when it is first used.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""`python -m flash_grpo.bench model=tiny method=flash`: time an iteration beside what it cannot do without, as JSON.
+"""`python -m flash_grpo.bench model=tiny method=flash`: time an iteration and its unavoidable parts, and print JSON.
 
-The unavoidable parts are the transformer's forwards and backwards at the same batches, decoding and the reward. They are
-timed in turn with whole iterations, so that a busy machine slows both; `overhead` is the median of their ratios.
+The unavoidable parts are the transformer's forwards and backwards at the same batches, decoding and the reward. Iterations
+and parts are timed alternately, so that a busy machine slows both; `overhead` is the median of their ratios.
 
 `python -m flash_grpo.bench model=wan21_1p3b` times the phases of a real model instead, with random weights.
 """
@@ -14,7 +14,7 @@ from flash_grpo import cli
 
 
 def bench(cfg: DictConfig) -> None:
-    if "architecture" in cfg.model:  # too large for whole iterations here: its phases, with random weights
+    if "architecture" in cfg.model:  # a whole iteration would take too long
         from flash_grpo.measure.real_size import measure
     else:
         from flash_grpo.measure.overhead import measure

@@ -1,16 +1,16 @@
 """`python -m flash_grpo.evaluate RUN`: compare a run's checkpoints with its base model, paired, on the held-out prompts.
 
-Makes the videos of each from the same noise and writes them under VBench's names to RUN/evaluation/{base,000120}/, with
-manifest.jsonl (a line per video: file, prompt, its metadata, scores). Writes evaluation.json: means, standard errors, and
-paired differences of the reward and of each of its parts. Several ranks, started like those of a run, share the work and
-write the same files.
+Makes the videos of each model from the same noise and writes them under VBench's names to RUN/evaluation/{base,000120}/,
+with manifest.jsonl (a line per video: file, prompt, its metadata, scores). Writes evaluation.json: means, standard errors,
+and paired differences of the reward and of each of its parts. Several ranks, started like those of a run, share the work
+and write the same files.
 
     python -m flash_grpo.evaluate RUN evaluation.sampler.noises_per_prompt=5
     python -m flash_grpo.evaluate RUN --reward remote reward.urls=[http://node7:8700]
     python -m flash_grpo.evaluate RUN --reward hpsv3 --reward pickscore reward.pickscore.every=1
-    python -m flash_grpo.evaluate BASE recipe=wan21_1p3b prompts.train=a.txt prompts.test=b.txt     a model, no run
+    python -m flash_grpo.evaluate BASE recipe=wan21_1p3b prompts.train=a.txt prompts.test=b.txt     a model without a run
 
-VBench's results on the videos, for Table 1; a file with some of the dimensions leaves the others as they are:
+Store VBench's results on the videos, for Table 1. A file with some of the dimensions keeps the others as they are:
 
     python -m flash_grpo.evaluate RUN --vbench RESULTS.json
     python -m flash_grpo.evaluate RUN/evaluation/base --vbench RESULTS.json
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", help="key=value, over the run's own configuration")
     parser.add_argument("--reward", action="append", default=[], help="an option of the reward group; may be repeated")
     parser.add_argument(
-        "--iteration", type=int, action="append", help="a kept checkpoint's; may be repeated; default: the newest"
+        "--iteration", type=int, action="append", help="of a kept checkpoint; may be repeated; default: the newest"
     )
     parser.add_argument("--output", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--vbench", type=Path, help="VBench's *_eval_results.json to read back; no video is made")

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--output", type=Path, help="default: RUN/export")
-    parser.add_argument("--iteration", type=int, help="a kept checkpoint's; default: the newest")
+    parser.add_argument("--iteration", type=int, help="of a kept checkpoint; default: the newest")
     args = parser.parse_args(argv)
     try:
         print(export(args.run, args.output, args.iteration))

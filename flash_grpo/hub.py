@@ -1,4 +1,4 @@
-"""Find this machine's copies of hub repositories. A missing one is named, with the command that downloads it.
+"""Find this machine's copies of hub repositories. The error for a missing one has the command that downloads it.
 
 Nothing is downloaded here: a run must not begin with a hundred ranks that download 70 GB each.
 """
@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 def local_folder(path: str, revision: str | None, key: str) -> Path:
     """Return the folder `path`, or this machine's copy of the hub repository `path` at a pinned revision.
 
-    key: the configuration's name of the path, for the message. ValueError in one line if there is neither.
+    key: dotted name of the setting that holds the path, for the message. ValueError in one line if there is neither.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

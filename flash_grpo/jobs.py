@@ -38,7 +38,7 @@ ASK_SLURM_S = 5.0
 
 
 class InputError(ValueError):
-    """Report bad input in one line."""
+    """Bad input, described in one line."""
 
 
 def look(study: Path) -> tuple[list[RunState], str]:
@@ -55,7 +55,7 @@ def look(study: Path) -> tuple[list[RunState], str]:
 def watch(study: Path, interval: float) -> bool:
     """Show the table, every `interval` seconds anew, until nothing waits or runs. Return True if no run has failed.
 
-    A controller that does not answer for a while ends nothing: it is asked again.
+    If Slurm's controller does not answer, the table says so and the controller is asked again.
     """
     with Live(console=console(), auto_refresh=False) as live:
         while True:
@@ -72,7 +72,7 @@ def watch(study: Path, interval: float) -> bool:
 def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[str]:
     """Cancel the named runs, or all; return a line about each.
 
-    slurm_answers: False if the states are those that the runs wrote themselves. A run that may be alive is cancelled then.
+    slurm_answers: False if the states come from the runs' own files; then every run that may be alive is cancelled.
     """
     jobs = {run.run: run.job for run in runs if run.job and _is_cancellable(run, slurm_answers)}
     chosen = chosen_by(names, runs) if names else [run for run in runs if run.run in jobs]
@@ -128,7 +128,7 @@ def _resubmittable(run: RunState) -> SubmittedRun:
 
 
 def chosen_by(names: list[str], runs: list[RunState]) -> list[RunState]:
-    """Return the submitted runs of these names, each once. InputError for a name that none has."""
+    """Return the submitted runs of these names, each once. InputError for a name that no run has."""
     submitted = {run.run: run for run in runs if run.job}
     for name in names:
         if name not in submitted:
@@ -149,14 +149,14 @@ def print_logs(study: Path, run: RunState, follow: bool) -> None:
 
 
 def _end_of(study: Path, name: str) -> Callable[[], bool]:
-    """Return a function that tells whether the run is over; it asks Slurm every ASK_SLURM_S seconds."""
-    asked = time.monotonic()
+    """Return a function that returns True if the run is over; it asks Slurm every ASK_SLURM_S seconds."""
+    last_asked = time.monotonic()
 
     def is_over() -> bool:
-        nonlocal asked
-        if time.monotonic() - asked <= ASK_SLURM_S:
+        nonlocal last_asked
+        if time.monotonic() - last_asked <= ASK_SLURM_S:
             return False
-        asked = time.monotonic()
+        last_asked = time.monotonic()
         runs, notice = look(study)
         return not notice and all(run.state not in ALIVE for run in runs if run.run == name)
 
@@ -167,7 +167,7 @@ def _end_of(study: Path, name: str) -> Callable[[], bool]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Do what the arguments ask for. Bad input ends in one line and exit code 2."""
+    """Run the command line. Bad input ends the program with one line and exit code 2."""
     args = _parser().parse_args(argv)
     try:
         _do(args)
@@ -208,10 +208,10 @@ def _do(args: argparse.Namespace) -> None:
         raise InputError(f"--interval {args.interval}: must be above 0 seconds")
     runs, notice = look(args.study)
     if not runs:
-        raise InputError(f"{args.study}: no run was submitted from it, and it holds none; expected a study")
+        raise InputError(f"{args.study}: no run was submitted from it, and it holds no runs; expected a study")
     wants_slurm = args.logs or args.cancel is not None or args.resubmit
     if wants_slurm and not any(run.job for run in runs):
-        raise InputError(f"{args.study}: it ran without Slurm; nothing was submitted that this could be done to")
+        raise InputError(f"{args.study}: it ran without Slurm; this option needs runs that were submitted to Slurm")
     if notice and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
         raise InputError(notice.partition(":")[0])
     _answer(args, runs, notice)

@@ -6,7 +6,7 @@ variance_share  first-order share of the within-group reward variance that the s
 alignment       cosine of one iteration's ascent direction with the exact gradient of the expected evaluation reward, which
                 can be computed through the whole ODE because the tiny world's reward and decoder are differentiable.
 
-Writes `mechanism.json` into the study; `python -m analysis.report` draws it. `measure.*` sets how much is measured.
+The command writes `mechanism.json` into the study; `python -m analysis.report` draws it. `measure.*` sets what is measured.
 """
 
 import json

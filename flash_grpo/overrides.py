@@ -1,4 +1,4 @@
-"""Read `key=value` and `group=option` from a command line, and refuse a misspelt one in a single line, before Hydra does."""
+"""Read `key=value` and `group=option` from a command line, and refuse misspelt ones in a single line, before Hydra does."""
 
 import difflib
 import sys
@@ -16,7 +16,7 @@ from flash_grpo.run.compose import CONF, GROUPS
 SWEEP = ("-m", "--multirun")
 NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")  # options with which `sweeps=` is allowed
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
-CHANGEABLE = ("prompts", "evaluation")  # groups that may be chosen anew for a finished run; so may reward
+CHANGEABLE = ("prompts", "evaluation")  # groups whose option may be changed for a finished run, besides reward
 
 
 def refuse(message: str) -> None:
@@ -57,7 +57,7 @@ def check_overrides(options: list[str], overrides: list[str]) -> None:
 
 
 def _check_sweeps(options: list[str], overrides: list[Override]) -> None:
-    """Refuse what only a sweep can run where -m was not given."""
+    """Refuse overrides that only a sweep can run if -m was not given."""
     for override in overrides:
         if override.key_or_group == "sweeps" and not any(flag in options for flag in NOT_A_RUN):
             refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")
@@ -74,7 +74,7 @@ def _parsed(argument: str) -> Override:
 
 
 def _values(override: Override) -> list[Any]:
-    """Return the values that the override gives: one, several of a sweep's list, or none where only Hydra can tell."""
+    """Return the override's value, or the values of a sweep's list; none if only Hydra can find them."""
     if override.type == OverrideType.DEL:
         return []
     values = getattr(override.value(), "list", []) if override.is_sweep_override() else [override.value()]
@@ -88,7 +88,7 @@ def _check_options(override: Override, allowed: list[str]) -> None:
 
 
 def _check_key(cfg: DictConfig, override: Override) -> None:
-    """Refuse a key that the configuration lacks, naming a near one, and a value of another kind than the default's."""
+    """Refuse a key that the configuration lacks, suggesting a similar one, and a value of another type than the default."""
     node: Any = cfg
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
@@ -101,14 +101,17 @@ def _check_key(cfg: DictConfig, override: Override) -> None:
             refuse(f"{override.key_or_group}: {where} has no key {part}; {hint}allowed: {', '.join(allowed) or 'none'}")
         try:
             node = node[part]
-        except (OmegaConfBaseException, ValueError):  # ???, or known only when the run starts
+        except (
+            OmegaConfBaseException,
+            ValueError,
+        ):  # a missing value (???), or one that is known only when the run starts
             return
     for value in _values(override):
         _check_kind(override.key_or_group, value, node)
 
 
 def _check_kind(key: str, value: Any, default: Any) -> None:
-    """Refuse a value that is not a truth value or a number where the default is; null and interpolations fit any key."""
+    """Refuse a value that is not a bool or a number if the default is one; null and interpolations fit any key."""
     for kind, (allowed, expected) in KINDS.items():
         if isinstance(default, kind):
             fits = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
@@ -127,7 +130,7 @@ def composed_outside(overrides: list[str]) -> DictConfig:
 
 
 def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return a finished run's configuration with other values, other prompts or another evaluation.
+    """Return a finished run's configuration with some values, the prompts or the evaluation changed.
 
     A stored configuration is resolved, so Hydra cannot compose it again. ValueError if an override does not fit.
     """
@@ -150,10 +153,10 @@ def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def composed_rewards(names: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose options of the reward group; several become a sum with equal weights, whose parts keep them apart.
+    """Compose options of the reward group; several become a sum with equal weights, each recorded under its own name.
 
-    overrides: `reward.key=value` for a single reward; for several, `reward.NAME.key=value` with the name of the reward that
-    is meant. ValueError if an override names none of them.
+    overrides: `reward.key=value` for a single reward, `reward.NAME.key=value` for one of several. ValueError if an override
+    names none of the rewards.
     """
     rewards, left = {}, list(overrides)
     for name in names:

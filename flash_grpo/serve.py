@@ -1,9 +1,9 @@
 """`python -m flash_grpo.serve reward=hpsv3 server.port=8700`: serve a reward from its own process and environment.
 
 POST /score takes safetensors (`video` uint8 [B, F, H, W, 3], `text` the UTF-8 bytes of a JSON list) and answers with JSON
-(`total`, `parts`, `device_seconds`), or with 503 and Retry-After while enough other requests wait. GET /health tells what
-is served, with Retry-After while the server is full. One process scores on one device: for several devices start several,
-with CUDA_VISIBLE_DEVICES, on ports of their own. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is
+(`total`, `parts`, `device_seconds`), or with 503 and Retry-After while too many other requests wait. GET /health tells what
+is served, with Retry-After while the server is full. One process scores on one device: for several devices start several
+processes, with CUDA_VISIBLE_DEVICES, on different ports. A token, FLASH_GRPO_REWARD_TOKEN in the environment of both sides, is
 required unless the server listens on loopback only.
 """
 
@@ -28,13 +28,15 @@ from flash_grpo.rewards.wire import TOKEN, packed_scores, unpacked_request
 
 log = logging.getLogger(__name__)
 COME_AGAIN = {"Retry-After": "1"}
-AT_MOST = 4  # requests held at once, with the one being scored; more are sent away, so that they do not fill the memory
+AT_MOST = (
+    4  # requests held at once, including the one being scored; more are refused, because they would fill the memory
+)
 
 
 def application(reward: Reward, name: str, token: str | None, max_bytes: int, device: str = "cpu") -> Starlette:
     """Make the web application that serves `reward`.
 
-    name, device: shown by /health. token: what callers must send; None lets everybody in. max_bytes: of a request's body.
+    name, device: shown by /health. token: what callers must send; None accepts everybody. max_bytes: of a request's body.
     """
     server = _Server(reward, token, max_bytes)
 
@@ -46,7 +48,7 @@ def application(reward: Reward, name: str, token: str | None, max_bytes: int, de
 
 
 class _Server:
-    """Score requests one at a time and hold at most AT_MOST of them. For the arguments see `application`."""
+    """Scores requests one at a time and holds at most AT_MOST of them. For the arguments see `application`."""
 
     def __init__(self, reward: Reward, token: str | None, max_bytes: int):
         self.reward, self.token, self.max_bytes = reward, token, max_bytes
@@ -79,7 +81,7 @@ class _Server:
         try:
             async with self.scoring:
                 if await request.is_disconnected():  # the client has timed out, and will ask again
-                    return _refused(408, "the client has gone")
+                    return _refused(408, "the client has disconnected")
                 answer = await run_in_threadpool(self._scored, video, text)
                 return Response(answer, media_type="application/json")
         except Exception as error:  # 422, not 5xx: clients retry a 5xx, and this would fail again

@@ -122,7 +122,7 @@ def usable_nodes() -> int:
     return sum(state in ("idle", "mixed", "allocated", "completing") for state in states)
 
 
-# -- small things ----------------------------------------------------------------------------------------------------
+# -- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def run(*command: str) -> str:

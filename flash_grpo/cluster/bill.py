@@ -47,7 +47,7 @@ def write_bills(study: Path, answer: Answer) -> list[str]:
         if not all(start.over for job in ids for start in answer.starts.get(job, [])):
             unsettled.append(run)
             continue
-        with suppress(OSError):  # a full disk: whoever asks next writes it
+        with suppress(OSError):  # a full disk: the next call writes the bill
             _write(study / run, bill_of(study / run, jobs, answer), ids)
     return unsettled
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Board:
-    """The points of a sweep, by what has become of them.
+    """The points of a sweep, by their state: waiting, running or ended.
 
     parallel: how many run at once; None if Slurm decides that. stopped_by: the signal that ended the sweep early, or 0.
     """
@@ -37,9 +37,9 @@ class Board:
         log.info("started   %s  %s", self._count(len(self.running) + len(self.ended)), point.name)
 
     def collect(self, ended_of: Callable[[list[SweepPoint]], list[tuple[SweepPoint, str]]]) -> None:
-        """Note the running points that have ended.
+        """Move the points that have ended from running to ended, and report each.
 
-        ended_of: picks from the running points those that have ended, each with why it failed, '' for a success.
+        ended_of: given the running points, returns those that have ended, each with why it failed, '' for a success.
         """
         for point, failure in ended_of(self.running):
             point.took, point.failure = time.monotonic() - point.began, failure

@@ -31,7 +31,7 @@ def _last_start(text: str) -> list[str]:
 
 
 def _exception(lines: list[str]) -> list[str]:
-    """Return the message of the last traceback, else the line that refused bad input, else nothing."""
+    """Return the message of the last traceback, else the line that refused bad input, as a list of at most one line."""
     traces = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
     after = lines[traces[-1] + 1 :] if traces else []
     refused = [line for line in lines if line.startswith("error: ")]

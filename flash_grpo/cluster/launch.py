@@ -35,7 +35,7 @@ NOT_SBATCH = ("submitit_folder", "max_num_timeout")
 
 
 class SlurmSweepLauncher(SweepLauncher, Protocol):
-    """Name what `launch` uses of the Slurm launcher. The fields are those of `SlurmResumableConf`."""
+    """The Slurm launcher, as far as `launch` uses it. The fields are those of `SlurmResumableConf`."""
 
     detach: bool
     rehearse: str | None
@@ -45,7 +45,7 @@ class SlurmSweepLauncher(SweepLauncher, Protocol):
 def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Submit the sweep as one job array and wait for it, unless `launcher.detach`.
 
-    first: the number of the first point. What cannot run is refused in one line, before anything is queued.
+    first: the number of the first point. A sweep that cannot run is refused in one line, before anything is queued.
     """
     params, folder = launcher.params, Path(launcher.config.hydra.sweep.dir)
     study = folder.parent
@@ -92,7 +92,7 @@ def _refuse_other_studies(study: Path, points: list[SweepPoint]) -> None:
 
 
 def _refuse_runs_under_way(study: Path, points: list[SweepPoint]) -> None:
-    """Refuse a run that has a job which waits or runs: two jobs of one run would wait for each other's directory."""
+    """Refuse a run that already has a job which waits or runs: the second job would wait for the first one's lock."""
     try:
         runs = run_states(study, slurm.ask_about(study))
     except slurm.NoSlurmError as error:

@@ -31,7 +31,7 @@ REPEAT_STOP_S = 5.0  # a process that was just starting may have missed the firs
 
 
 class LocalSweepLauncher(SweepLauncher, Protocol):
-    """Name what `launch` uses of the local launcher. max_parallel: as in `LocalBoundedConf`."""
+    """The local launcher, as far as `launch` uses it. max_parallel: as in `LocalBoundedConf`."""
 
     max_parallel: int | None
 
@@ -69,7 +69,7 @@ def _start_next(launcher: LocalSweepLauncher, board: Board, gpu_sets: list[str])
     keys = ("timeout_min", "tasks_per_node", "nodes", "stderr_to_stdout")
     executor.update_parameters(**{key: params[key] for key in keys})
     gpus = gpu_sets[point.slot % len(gpu_sets)] if gpu_sets else ""
-    with _terminal_signals_blocked():  # the run inherits the mask: it learns of a Ctrl-C from us alone
+    with _terminal_signals_blocked():  # the run inherits the mask, so only we can tell it of a Ctrl-C
         job = executor.submit(run_here, launcher, point.cfg, point.number, Singleton.get_state(), gpus)
         board.start(point, job)
 
@@ -136,7 +136,7 @@ def _stop_signals(board: Board) -> Iterator["_Stop"]:
 
 
 class _Stop:
-    """Take a request to stop, and repeat it to the runs until they have ended."""
+    """Receives a request to stop the sweep, and repeats it to the runs until they have ended."""
 
     def __init__(self, board: Board) -> None:
         self.board, self.passed_on = board, 0.0

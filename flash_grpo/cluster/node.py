@@ -1,4 +1,4 @@
-"""Go through a run in the processes of its ranks, on this machine or on Slurm's nodes."""
+"""Execute a run in the processes of its ranks, on this machine or on Slurm's nodes."""
 
 import os
 import re
@@ -25,7 +25,7 @@ WARNED = "left after USR2"
 
 
 def run_here(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
-    """Go through a run on this machine. gpus: a value of CUDA_VISIBLE_DEVICES.
+    """Execute a run on this machine. gpus: a value of CUDA_VISIBLE_DEVICES.
 
     Until the run handles SIGTERM itself, SIGTERM ends it as Ctrl-C would.
     """
@@ -35,10 +35,10 @@ def run_here(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: 
 
 
 def run_on_node(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
-    """Go through a run under Slurm, as one of its ranks. A run that was asked to stop is requeued if Slurm meant that.
+    """Execute a run under Slurm, as one of its ranks. Requeue a run that was asked to stop if Slurm wants to restart it.
 
-    SIGTERM and USR2 are blocked from before Python begins: they stay pending until the run looks for them
-    (`signal.sigpending`), whatever it does meanwhile, and the processes that it starts do not die of them.
+    SIGTERM and USR2 are blocked before Python begins: they stay pending until the run looks for them
+    (`signal.sigpending`), and do not kill the processes that the run starts.
     """
     _forget_earlier_starts()
     end_at_once(1)  # the exit code if an exception leaves this function; submitit writes the traceback first
@@ -54,14 +54,14 @@ def run_on_node(launcher: SweepLauncher, cfg: DictConfig, number: int, singleton
 
 
 def run_again(point: str) -> JobReturn:
-    """Go through what an earlier job was submitted to do. point: its pickle."""
+    """Execute what an earlier job was submitted to do. point: the path of that job's pickle."""
     import submitit
 
     return submitit.core.utils.DelayedSubmission.load(point).result()
 
 
 def _forget_earlier_starts() -> None:
-    """Delete the result of an earlier start that died with its node: the launcher would take it for this start's."""
+    """Delete the result file of an earlier start that died with its node: the launcher would take it for this start's."""
     import submitit
 
     submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def _run(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any)
 
 
 def _end_children() -> None:
-    """Kill the workers and servers that the run has left: shielded from the signals, they would outlive the job."""
+    """Kill child processes that the run has left: they inherited the blocked signals and could outlive the job."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
@@ -127,7 +127,7 @@ def _reachable(host: str) -> str:
 
 
 def _leave() -> NoReturn:
-    """End this rank of a run that was asked to stop and has saved on all ranks. Rank 0 requeues the job if that is meant.
+    """End this rank of a run that was asked to stop and has saved on all ranks. Rank 0 requeues the job if it should restart.
 
     The job must be requeued if Slurm preempts it or its time limit is near, and not if it was cancelled.
     """
@@ -149,7 +149,7 @@ def _leave() -> NoReturn:
 
 
 def _marks(job: SlurmJob) -> list[Path]:
-    """Return, by rank, the files by which a rank tells rank 0 that it has ended all that this start began."""
+    """Return, by rank, the files by which the ranks tell rank 0 that they have ended all processes that they started."""
     import submitit
 
     own = submitit.JobEnvironment()

@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.cluster.refusal import refuse
 
-FEW = 10  # points, for which starting more processes would cost more time than it saves
+FEW = 10  # number of points for which starting more processes would cost more time than it saves
 
 _compose_point: Callable[[list[str]], DictConfig]  # in the processes of a pool, which inherit it when they are forked
 
 
 class SweepLauncher(Protocol):
-    """Name what this room uses of a Hydra launcher, after Hydra has called its `setup`. params: the launcher's settings."""
+    """A Hydra launcher, as far as this folder uses it, after Hydra has called its `setup`. params: the launcher's settings."""
 
     hydra_context: HydraContext
     config: DictConfig
@@ -70,7 +70,7 @@ def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], fir
     ]
     for point in points:
         if "/" in point.name:
-            refuse(f"run_name={point.name}: a directory's name, so without a /")
+            refuse(f"run_name={point.name}: must be the name of a directory, without a /")
     shared = [directory for directory, count in Counter(point.directory for point in points).items() if count > 1]
     if shared:
         refuse(f"several runs of this sweep have one directory: {', '.join(shared)}")

@@ -39,7 +39,7 @@ class RunState:
     run: the run's name. job: its newest job; None for a run that was not submitted to Slurm. state: one of ALIVE and OVER.
     why: why it waits or failed, '' if there is nothing to say.
     iteration, device_seconds: of the last record. evaluation_reward, training_reward: of the last evaluation and iteration.
-    billed_seconds: device-seconds that Slurm charges, up to now; by the bill in run.json if Slurm could not be asked.
+    billed_seconds: device-seconds that Slurm charges, up to now; from the bill in run.json if Slurm could not be asked.
     useful_seconds: the part of billed_seconds that the run's result took.
     restarts: starts after the first. age: seconds since the last record was written.
     """
@@ -71,8 +71,8 @@ def run_states(study: Path, answer: Answer | None) -> list[RunState]:
 def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) -> RunState:
     """Return the state of one run.
 
-    jobs: the run's lines of jobs.jsonl, oldest first. answer: must be older than this call, because a run writes run.json
-    before it leaves the queue: what the queue lacks has then written its last message.
+    jobs: the run's lines of jobs.jsonl, oldest first. answer: must be older than this call. A run writes run.json before it
+    leaves the queue, so the run.json of a job that `answer` does not list is then final.
     """
     manifest, newest = read_manifest(run_dir), jobs[-1] if jobs else None
     state, why = _decide(manifest, newest, answer)
@@ -119,7 +119,7 @@ def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answ
     starts = answer.starts.get(job.job_id, [])
     if queued := answer.queued.get(job.job_id):
         return _in_queue(manifest, queued, [start for start in starts if start.over])
-    array_is_known = job.array_id in {array_of(known) for known in answer.starts}
+    array_is_known = job.array_id in {array_of(name) for name in answer.starts}
     return _left_queue(manifest, job, starts, array_is_known)
 
 
@@ -141,7 +141,7 @@ def _short(reason: str) -> str:
 def _in_queue(manifest: RunManifest | None, queued: Queued, ended: list[JobStart]) -> tuple[str, str]:
     """Decide for a job that squeue lists. ended: its starts that are over.
 
-    The state is always one of ALIVE: what the queue lists must not be submitted again.
+    The state is always one of ALIVE: a job in the queue must not be submitted again.
     """
     if queued.state == "PENDING":
         before = f"{ENDS.get(ended[-1].state, ended[-1].state)}; " if ended else ""

@@ -1,4 +1,4 @@
-"""Refuse a sweep that this site's Slurm lacks something for, or that sbatch would accept and Slurm would never start."""
+"""Refuse a sweep that needs something which this site's Slurm lacks, or that sbatch would accept but Slurm never start."""
 
 import getpass
 import os
@@ -43,7 +43,7 @@ def _refuse_a_site_without_slurm() -> None:
 
 
 def _refuse_an_unknown_account(account: str) -> None:
-    """Refuse an account that is not the user's, where sacctmgr can tell. sbatch may accept it and the job never start."""
+    """Refuse an account that is not the user's, if sacctmgr can tell. sbatch may accept it, but the job would never start."""
     if not shutil.which("sacctmgr"):
         return
     mine = (f"user={getpass.getuser()}", f"account={account}", "format=account")

@@ -22,7 +22,7 @@ CLOCKS_DIFFER_S = 60  # how far the clocks of two nodes may be apart
 
 
 class NoSlurmError(RuntimeError):
-    """Report in one line why Slurm could not be asked."""
+    """The reason, in one line, why Slurm could not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class JobStart:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What Slurm knows of a study's jobs. queued: by job, those that wait or run. starts: by job, oldest first."""
+    """Slurm's knowledge of a study's jobs. queued: the jobs that wait or run, by name. starts: by job, oldest first."""
 
     queued: dict[str, Queued]
     starts: dict[str, list[JobStart]]

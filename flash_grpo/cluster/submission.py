@@ -19,7 +19,7 @@ SITE = ("account", "partition", "qos", "constraint", "reservation")  # settings 
 
 
 class RefusedError(ValueError):
-    """Report in one line why sbatch does not accept a job."""
+    """The reason, in one line, why sbatch does not accept a job."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from flash_grpo.cluster.run_state import OVER, RunState, run_state
 from flash_grpo.records.submissions import read_submitted
 
 log = logging.getLogger(__name__)
-ASK_SLURM_S, LOOK_AGAIN_S = 15.0, 2.0  # the second once a run seems to be over
+ASK_SLURM_S, LOOK_AGAIN_S = 15.0, 2.0  # seconds between two polls; the second value once a run seems to be over
 SETTLE_S = 20.0  # how long to wait for the accounting when all runs are over
 
 
 def wait(points: list[SweepPoint], study: Path) -> None:
-    """Wait until all runs are over, then write their bills. Exit 1 if one has failed, 130 on Ctrl-C; the jobs run on."""
+    """Wait until all runs are over, then write their bills. Exit 1 if one has failed; 130 on Ctrl-C, and the jobs go on."""
     board, watch = Board(running=list(points)), Watch(study)
     try:
         while board.running:
@@ -33,10 +33,10 @@ def wait(points: list[SweepPoint], study: Path) -> None:
 
 
 class Watch:
-    """Find the runs that are over, by the same decision as the jobs command: from Slurm and their run.json together."""
+    """Finds the runs that are over, deciding as the jobs command does: from Slurm and their run.json together."""
 
     def __init__(self, study: Path) -> None:
-        self.study, self.asked = study, 0.0
+        self.study, self.last_poll = study, 0.0
         self.seemed_over: set[str] = set()  # names of runs
 
     def ended_of(self, points: list[SweepPoint]) -> list[tuple[SweepPoint, str]]:
@@ -45,7 +45,7 @@ class Watch:
         A run that seems to have failed is reported only if the next poll agrees, because accounting lags behind the queue.
         """
         soon = self.seemed_over or any(point.job.paths.result_pickle.exists() for point in points)
-        if time.monotonic() - self.asked < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
+        if time.monotonic() - self.last_poll < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
             return []
         try:
             answer, submitted = slurm.ask_about(self.study), read_submitted(self.study)
@@ -53,7 +53,7 @@ class Watch:
             log.warning("Slurm could not be asked (%s), and is asked again", error)
             return []
         finally:
-            self.asked = time.monotonic()
+            self.last_poll = time.monotonic()
         gone = [point for point in points if submitted[point.name][-1].job_id not in answer.queued]
         states = {point.name: run_state(self.study / point.name, submitted[point.name], answer) for point in gone}
         ended = [point for point in gone if states[point.name].state in OVER]

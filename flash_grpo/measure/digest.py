@@ -1,4 +1,4 @@
-"""Put the mechanism's measurements into a few sentences, each with its interval and its n."""
+"""Summarize the measurements of `flash_grpo.mechanism` in a few lines, most of them with an interval and n."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def digest(measurements: Sequence[Measurement]) -> str:
 
 
 def _norms(measurements: Sequence[Measurement], noise: str) -> Iterator[str]:
-    """Yield how closely gradient norms follow λ, and how much they vary over steps 0-9, before and after rectification."""
+    """Yield the correlation of gradient norms with λ, and their variation over steps 0-9 before and after rectification."""
     norms = _of("gradient_norm", measurements)
     if not norms:
         return

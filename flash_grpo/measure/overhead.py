@@ -1,4 +1,4 @@
-"""Time an iteration beside its unavoidable parts: forwards, backwards, decoding and the reward at the same batches."""
+"""Time an iteration and, separately, its unavoidable parts: forwards, backwards, decoding and reward at the same batches."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,14 +21,15 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """Return median seconds of an iteration and of each part, and `overhead`, the median ratio of iteration to parts."""
     trainer = prepare_trainer(cfg, Ranks(device(cfg)))
     parts = _unavoidable_parts(trainer)
-    trainer.iterate(1)  # not counted: the first one allocates, and encodes the texts
+    trainer.iterate(1)  # not counted: the first iteration also allocates memory and encodes the texts
     measured: dict[str, list[float]] = {name: [] for name in ("iteration", *parts)}
     for _ in range(REPEATS):
         measured["iteration"].append(_seconds(lambda: trainer.iterate(1)))
         for name, part in parts.items():
             measured[name].append(_seconds(part))
     unavoidable = [sum(measured[name][repeat] for name in parts) for repeat in range(REPEATS)]
-    ratios = [whole / unavoided for whole, unavoided in zip(measured["iteration"], unavoidable, strict=True)]
+    iteration_and_parts = zip(measured["iteration"], unavoidable, strict=True)
+    ratios = [iteration / parts for iteration, parts in iteration_and_parts]
     return {
         "model": cfg.model.path,
         "method": cfg.method.name,
@@ -42,7 +43,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _unavoidable_parts(trainer: Trainer) -> Mapping[str, Callable[[], object]]:
-    """Return what every implementation of an iteration must compute, by name, ready to be called."""
+    """Return functions, by name, that compute what every implementation of an iteration must compute."""
     batch, states_T = trainer.batch(1), []
     rollouts = trainer.rollouts.make(batch, "measured", lambda: states_T.append(_states(trainer)))
     states_T = [len(set(noise_keys(batch, trainer.seed, trainer.method.initial_noise).initial_B)), *states_T[:-1]]
@@ -57,20 +58,20 @@ def _unavoidable_parts(trainer: Trainer) -> Mapping[str, Callable[[], object]]:
 
 
 def _states(trainer: Trainer) -> int:
-    """Return how many distinct states the denoising that was noted last is in."""
+    """Return the number of distinct states of the denoising that the journal holds."""
     return len(trainer.journal.done["measured/denoising"].x_SCFHW)
 
 
 @torch.no_grad()
 def _forwards(trainer: Trainer, states_T: list[int], x_BCFHW: torch.Tensor, condition_BMD: torch.Tensor) -> None:
-    """Compute as many velocities as the rollouts ask for: one for each distinct state and step."""
+    """Compute as many velocities as the rollouts need: one for each distinct state and step."""
     for timestep, states in zip(trainer.schedule.timestep_T, states_T, strict=True):
         for rows in torch.arange(states).split(trainer.rollouts.at_once):
             trainer.policy.velocity(x_BCFHW[rows], timestep.expand(len(rows)), condition_BMD[rows])
 
 
 def _update(trainer: Trainer, rollouts: Rollouts) -> None:
-    """Compute a forward and a backward of every distinct state that is trained."""
+    """Compute a forward and a backward for every distinct state that is trained."""
     transitions = rollouts.transitions
     for rows in torch.arange(len(transitions.x_SCFHW)).split(trainer.updater.at_once):
         timestep_S = trainer.schedule.timestep_T[transitions.step_S[rows]]

@@ -29,9 +29,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the model with each of the named weights and return the content of evaluation.json.
 
-    states: a checkpoint's state by name, None for the base model; gains are paired with the first. The videos of each go
-    to `output`/NAME. The main rank also writes evaluation.json and prints a table. ValueError if `output` holds videos of
-    other prompts; RewardError on every rank if a reward fails on any.
+    states: checkpoint states by name, None for the base model; gains are relative to the first. The videos of each go to
+    `output`/NAME. The main rank also writes evaluation.json and prints a table. ValueError if `output` holds videos of other
+    prompts; RewardError on every rank if a reward fails on any.
     """
     evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
     prompts = build(cfg.prompts, "prompts")
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def _refuse_other_prompts(folder: Path, texts: tuple[str, ...]) -> None:
-    """Raise ValueError if the folder holds videos of other prompts: VBench would judge them together with the new ones."""
+    """Raise ValueError if the folder holds videos of other prompts: VBench would score them together with the new ones."""
     file = folder / LINES
     earlier = {json.loads(line)["prompt"] for line in file.read_text().splitlines()} if file.exists() else set()
     if earlier and earlier != set(texts):
@@ -101,10 +101,10 @@ def _join_lines(folder: Path, texts: tuple[str, ...], world_size: int) -> None:
 
 
 class _VideoKeeper:
-    """Write each video, and its line of the manifest.
+    """Writes each video and its line of the manifest.
 
-    folder: receives videos/. lines: this rank's open file of the manifest. seed: of the evaluation noise. metadata: of
-    prompts, by their text.
+    folder: the videos go to folder/videos/. lines: this rank's open file of the manifest. seed: of the evaluation noise.
+    metadata: of the prompts, by their text.
     """
 
     def __init__(self, folder: Path, lines: TextIO, seed: int, metadata: Mapping[str, dict[str, Any]]):
@@ -149,7 +149,7 @@ def _gain(before_PK: torch.Tensor, after_PK: torch.Tensor) -> dict[str, float | 
 
 
 def _table(result: dict[str, Any]) -> str:
-    """Return a line for the reward and for each of its parts: the means and, behind each but the first, its paired gain."""
+    """Format a line for the reward and for each of its parts: means and, after each but the first, its paired gain."""
     columns = {name: column for name, column in result.items() if name != "paired"}
     paired = result.get("paired", {})
     lines = [["", *(head for name in columns for head in [name, *["gain"] * (name in paired)])]]
@@ -172,7 +172,7 @@ def _signed(gain: dict[str, float | None]) -> str:
 def keep_vbench(results: Path, folder: Path) -> dict[str, float]:
     """Add VBench's results on the videos of `folder` to those of earlier calls; return all in percent by dimension.
 
-    They go where the analysis looks for them. ValueError if there is no such folder or the file is not VBench's.
+    They are written where the analysis looks for them. ValueError if there is no such folder or the file is not VBench's.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such directory; name the one whose videos were judged")

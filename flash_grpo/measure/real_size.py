@@ -2,7 +2,7 @@
 
 The trainer's own rollout and update run on random weights of the configured architecture, so no file is needed; the reward
 is a stub. TFLOP/s count the model's own FLOPs (a backward is two forwards), not those that gradient checkpointing computes
-again. If it takes too long: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
+again. To make it faster: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
 """
 
 import copy
@@ -28,7 +28,7 @@ LINUX = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of an iteration: `run` does it once; flops: those it needs, None if they are not counted."""
+    """A phase of an iteration. run: executes it once. flops: how many it needs, None if they are not counted."""
 
     run: Callable[[], object]
     flops: float | None = None
@@ -63,7 +63,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str, int]]:
-    """Return the phases of an iteration of at most `rollouts` rollouts, by name, and how many rollouts and transitions."""
+    """Return the phases of an iteration of at most `rollouts` rollouts, by name, and its counts of rollouts and transitions."""
     policy, schedule = trainer.policy, trainer.schedule
     batch = trainer.batch(1).rows(torch.arange(rollouts))
     condition_BMD = policy.encode(batch.text)
@@ -94,7 +94,7 @@ def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str
 
 
 def _without_files(cfg: DictConfig) -> DictConfig:
-    """Return the same configuration with random weights, with LoRA, and with nothing that would have to be fetched."""
+    """Return the configuration with random weights, with LoRA, and with nothing that would have to be downloaded."""
     chosen = copy.deepcopy(cfg)
     OmegaConf.set_struct(chosen, False)
     stubs = compose.composed(["optim=lora", "reward=brightness", "prompts=shapes"])
@@ -127,7 +127,7 @@ def _forget_peak(gpu: bool) -> None:
 
 
 def _peak_gigabytes(gpu: bool) -> float | None:
-    """Return the peak of tensors on the GPU; on a CPU that of the whole process, None where the system does not tell."""
+    """Return the peak memory in GB: of tensors on a GPU, of the whole process on a CPU; None if the system has no number."""
     if gpu:
         return _digits(torch.cuda.max_memory_allocated() / 1e9)
     if not LINUX.is_dir():
@@ -147,5 +147,5 @@ def _seconds(run: Callable[[], object], gpu: bool) -> float:
 
 
 def _digits(value: float) -> float:
-    """Round to four digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")

@@ -24,7 +24,7 @@ def vbench_name(text: str, index: int) -> str:
 
 
 def write_mp4(path: Path, video_FHWC: torch.Tensor, fps: int = FPS) -> None:
-    """Write uint8 frames [F, H, W, 3] as H.264, nearly lossless, so that judges do not judge the codec."""
+    """Write uint8 frames [F, H, W, 3] as H.264, nearly lossless, so that compression does not change the scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(
         path,

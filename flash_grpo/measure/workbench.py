@@ -22,16 +22,16 @@ from flash_grpo.run.build import build
 from flash_grpo.training.iteration_record import over_ranks
 from flash_grpo.training.trainer import Trainer
 
-SOURCES = ("step", "initial_noise", "sde_noise")  # of randomness in a one-step rollout
-HALF = 10  # steps: the weights' mean over the candidates 0-9 is 1, so that both weightings have one scale
+SOURCES = ("step", "initial_noise", "sde_noise")  # sources of randomness in a one-step rollout
+HALF = 10  # weights are divided by their mean over steps 0-9, so that both weightings have the same scale
 
 
 @dataclass(kw_only=True)
 class Workbench:
-    """Measure quantities of a trainer's methods, one method of this class each; the trainer's weights never change.
+    """Measurements on a trainer whose weights never change: one function for each quantity.
 
-    noise: name of the SDE noise schedule that the trainer was made with. cfg: the run's configuration; `cfg.measure` sets
-    the repeats. Each quantity is a list of measurements: dictionaries, as mechanism.json holds them.
+    noise: name of the trainer's SDE noise schedule. cfg: the run's configuration; `cfg.measure` sets the repeats. Each
+    function returns a list of measurements: dictionaries, as in mechanism.json.
     """
 
     trainer: Trainer
@@ -41,7 +41,7 @@ class Workbench:
     def gradient_norm(self) -> list[dict[str, Any]]:
         """Measure the gradient's norm with one stochastic step, for each step and weighting.
 
-        In a repeat all steps have the same prompts and initial noise, so that only the step differs.
+        Within a repeat all steps have the same prompts and initial noise, so that only the step differs.
         """
         schedule, measurements = self.trainer.schedule, []
         lambda_T = rectification_factor(schedule)
@@ -66,9 +66,9 @@ class Workbench:
         return measurements
 
     def variance_share(self) -> list[dict[str, Any]]:
-        """Measure the share of reward variance of each source by pick-freeze: share the source, redraw the others.
+        """Measure the share of reward variance that each source explains, by pick-freeze: keep the source, redraw the others.
 
-        One value per repeat and source, over all groups of an iteration.
+        Each repeat and source gives one value, over all groups of an iteration.
         """
         measurements = []
         for repeat in self._repeats("variance_share"):

@@ -14,7 +14,7 @@ MANIFEST, RECORDS = "run.json", "records.jsonl"
 
 
 class Dataclass(Protocol):
-    """Stand for any dataclass in a signature."""
+    """Any dataclass, in a signature."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -23,14 +23,14 @@ T = TypeVar("T", bound=Dataclass)
 
 
 def as_json(record: Any) -> str:
-    """One line of strict JSON; a non-finite number becomes null, never `NaN`."""
+    """Return a record as one line of strict JSON; a number that is not finite becomes null, never `NaN`."""
     return json.dumps(_finite(dataclasses.asdict(record)), allow_nan=False)
 
 
 def from_json(kind: type[T], entry: dict[str, Any]) -> T:
     """Build a `kind`, a dataclass, from a JSON object. Keys that this version does not know are ignored."""
-    known = {item.name for item in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in entry.items() if key in known})
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in entry.items() if key in names})
 
 
 def _finite(value: Any) -> Any:
@@ -42,7 +42,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader, or a crash, sees the old file or the new one, never half of it."""
+    """Replace the content of `path` by `text`. Readers, also after a crash, find the old file or the new one, never half."""
     aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         with open(aside, "w") as file:
@@ -73,7 +73,7 @@ def read_manifest(run_dir: Path) -> RunManifest | None:
 
 
 class RecordWriter:
-    """Appends records to `records.jsonl`; on resuming it first cuts the file back to the checkpoint's length."""
+    """Appends records to a run's records.jsonl, after cutting the file back to `length` bytes, where the checkpoint ends."""
 
     def __init__(self, run_dir: Path, length: int):
         self.path = Path(run_dir) / RECORDS
@@ -83,7 +83,7 @@ class RecordWriter:
         os.truncate(self.path, length)
 
     def append(self, record: Any) -> None:
-        """Append all of the record or, on a full disk, nothing, so that the next record begins on a line of its own."""
+        """Append the whole record or, on a full disk, nothing, so that the next record begins on a line of its own."""
         length = self.path.stat().st_size
         try:
             with open(self.path, "a") as file:
@@ -94,7 +94,7 @@ class RecordWriter:
 
     @property
     def length(self) -> int:
-        """Bytes, all of them on disk."""
+        """Return the length of the file in bytes, after flushing it to disk."""
         with open(self.path) as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size
@@ -112,7 +112,7 @@ def read_records(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_newest_first(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """As `read_records`, from the end: for who wants the last ones of a long run."""
+    """Yield the run's records as dictionaries, newest first, for callers that want only the last ones of a long run."""
     path = Path(run_dir) / RECORDS
     for line in reversed(path.read_text().splitlines(keepends=True) if path.exists() else []):
         if line.endswith("\n"):

@@ -1,7 +1,7 @@
 """Tell which settings define a run: change one and it is a different run. Standard library only.
 
-One table, with a reason for each key that is not like all others. A key that the table does not name defines the run, stands
-in its name where it was asked for, and makes another arm where runs differ in it.
+SETTINGS lists the exceptions, each with its reason. A key that is not listed defines the run, appears in the run's name if
+the command line sets it, and separates runs that differ in it into different arms.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Setting:
     key: str
     reason: str
     identity: bool = False
-    """Whether the run is another one with another value."""
+    """True if another value makes it a different run."""
 
     in_name: bool = False
-    """Whether the run's directory is named by it where it was asked for."""
+    """True if the key appears in the run's name when the command line sets it."""
 
     in_arm: bool = False
-    """Whether runs that differ in it are different arms, which are not averaged."""
+    """True if runs that differ in this key are different arms, which are not averaged together."""
 
 
 SETTINGS = (
@@ -42,7 +42,7 @@ SETTINGS = (
     Setting(
         key="prompts.test", reason="where the texts lie; the texts have a hash of their own", in_name=True, in_arm=True
     ),
-    Setting(key="seed", reason="told at the end of the name; what an arm is averaged over", identity=True),
+    Setting(key="seed", reason="the name ends with it; an arm is averaged over it", identity=True),
     Setting(key="optim.lora.seed", reason="follows the seed", identity=True, in_name=True),
     Setting(
         key="device", reason="the result is the same to float noise; a run does not change it midway", identity=True
@@ -50,20 +50,22 @@ SETTINGS = (
     Setting(
         key="threads", reason="the result is the same to float noise; a run does not change it midway", identity=True
     ),
-    Setting(key="slurm", reason="a resource shape, known to the launcher alone", identity=True),
+    Setting(key="slurm", reason="resources, which only the launcher reads", identity=True),
 )
-CHOICES_IN_NAME = (
-    "sweeps",
-    "method",
-    "ablations",
-)  # groups whose choice the method's name tells; keys below it are told
+# groups left out of the name, because the method's name and the keys that a sweep sets say which option was chosen
+CHOICES_IN_NAME = ("sweeps", "method", "ablations")
 AT_ONCE = tuple(setting.key for setting in SETTINGS if setting.reason == "how much is computed at once")
 PROMPT_FILES = ("prompts.train", "prompts.test")
-SERVERS = ("batch", "urls", "timeout", "give_up_after")  # of a reward, or of one in a composite: where it is computed
+SERVERS = (
+    "batch",
+    "urls",
+    "timeout",
+    "give_up_after",
+)  # keys of a reward, also in a composite, that say where it is computed
 
 
 def setting_of(key: str) -> Setting | None:
-    """Return the table's line for a dotted key or for a section that it lies in; None if it is like all others."""
+    """Return the entry of SETTINGS for a dotted key or for a section that contains it; None if there is none."""
     if is_of_servers(key):
         return Setting(key=key, reason="where the reward is computed")
     return next((setting for setting in SETTINGS if f"{key}.".startswith(f"{setting.key}.")), None)
@@ -80,7 +82,7 @@ def is_identity(key: str) -> bool:
 
 
 def is_in_name(key: str) -> bool:
-    """Return True if a run is named by this setting where the command line asks for it."""
+    """Return True if this setting appears in the run's name when the command line sets it."""
     if key.split(".")[0] == "hydra" or key in CHOICES_IN_NAME:
         return False
     setting = setting_of(key)
@@ -99,7 +101,9 @@ def is_of_servers(key: str) -> bool:
 
 
 def comparable(key: str, value: object) -> object:
-    """Return the value as it counts for a run's identity: a `_target_` of this package by its last component, for rooms move.
+    """Return the value to compare for a run's identity. Of a `_target_` in this package only the last part counts.
+
+    So a class or function may move to another module without making existing runs different.
 
     >>> comparable("method._target_", "flash_grpo.algorithm.method.Method")
     'flash_grpo:Method'

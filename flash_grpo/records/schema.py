@@ -9,7 +9,7 @@ from typing import Any
 
 from flash_grpo.records.slurm_job import SlurmJob
 
-FORMAT = 2  # of a run directory: 2 since checkpoints hold the parts' own states; records are read in every format
+FORMAT = 2  # of a run directory: 2 since checkpoints hold a state per component; records of every format can be read
 
 
 COST_PHASES = ("rollout", "decode", "reward", "update")  # rollout: without decoding
@@ -65,7 +65,9 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class IterationRecord:
-    """One rollout + update. Statistics are over all ranks' rollouts (R), groups (G) or trained transitions (N).
+    """The record of one iteration (rollout + update), with statistics over all ranks.
+
+    R rollouts, G groups, N trained transitions.
 
     iteration: 1 for the first; optimizer_steps: cumulative.
     cost: cumulative, this iteration included. evaluation_seconds: cumulative device-seconds of evaluation.
@@ -111,15 +113,15 @@ class IterationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecord:
-    """One evaluation: deterministic ODE, fixed noise per prompt, EMA weights; the same sampler for every method.
+    """The record of one evaluation: deterministic ODE, fixed noise per prompt, EMA weights; the same for every method.
 
     iteration, optimizer_steps, cost, evaluation_seconds: as in `IterationRecord`, at the time of the evaluation.
-    reward_mean: mean over prompts of prompt_rewards. reward_sem: std of prompt_rewards (ddof 1) / sqrt(n prompts); none of
-    a single prompt.
+    reward_mean: mean over prompts of prompt_rewards. reward_sem: std of prompt_rewards (ddof 1) / sqrt(n prompts); None if
+    there is only one prompt.
     reward_parts: mean of each part. prompt_rewards: mean over the prompt's noises, by prompt text, in evaluation order.
     n: videos in all.
-    diversity: mean over prompts of the mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; None where
-    there is one video of each.
+    diversity: mean over prompts of the mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; None if
+    there is only one video per prompt.
     base_distance: mean over videos of the mean squared difference of the velocity from the base model's, at one state of each
     video's denoising, drawn by key.
     """
@@ -140,7 +142,7 @@ class EvalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class FailureRecord:
-    """The run ended by an error in `iteration`, for `reason`. It disappears when the run continues from a checkpoint."""
+    """The record of a run that ended with an error: `reason`, in `iteration`. Removed when the run continues."""
 
     kind: str = "failure"
     iteration: int
@@ -208,16 +210,16 @@ class Bill:
 
 @dataclass(kw_only=True)
 class RunManifest:
-    """Everything that tells one run from another.
+    """The content of run.json: what defines a run, what it ran on, and how it ended.
 
-    format: of the run's directory, see FORMAT; 1 in those of before there was a number.
-    run_name, study: the directory's two last parts. method: name of the method; seed, model: as configured.
+    format: of the run's directory, see FORMAT; 1 in directories from before the format had a number.
+    run_name, study: the last two components of the directory's path. method: name of the method. seed, model: as configured.
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
-    schedule: the sigma grid and std per step as used; schedule_hash: sha256 of them. prompts_hash: of all texts.
+    schedule: the sigma grid and std per step as used; schedule_hash: their sha256. prompts_hash: of all texts.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
-    status: running, completed or failed; reason: one line when failed, or why it stopped. traceback: of the exception that
-        it failed of, on whichever rank.
+    status: running, completed or failed. reason: one line that says why the run failed or stopped. traceback: of the
+        exception that made it fail, on the first rank that failed.
     starts: oldest first. bill: written when no job of the run waits or runs; None before that and without Slurm.
     """
 

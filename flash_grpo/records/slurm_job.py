@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """Identify the Slurm job that a process belongs to, and its rank in the job.
+    """The Slurm job that a process belongs to, and the rank of the process in the job.
 
     job_id: Slurm's number of the job; one element of an array has the same number as the whole array.
     array_id, task_id: the array's number and the element's number in it; None for a job that is not part of an array.

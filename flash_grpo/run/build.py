@@ -1,4 +1,4 @@
-"""Make a run's parts from its configuration: the only file that instantiates what a configuration names."""
+"""Build a run's objects from its configuration. No other file instantiates what a configuration names."""
 
 import logging
 from functools import partial
@@ -41,7 +41,7 @@ COUNTS = (
 
 
 class ConfigError(ValueError):
-    """Bad input: one line, told before any work is done."""
+    """Bad input, described in one line, and found before any work is done."""
 
 
 def check_counts(cfg: DictConfig) -> None:
@@ -50,11 +50,13 @@ def check_counts(cfg: DictConfig) -> None:
         if not isinstance(count, int) or count < 1:
             raise ConfigError(f"{key}={count}: must be at least 1")
     if not isinstance(cfg.evaluation.every, int | float) or not 0 < cfg.evaluation.every <= 1:
-        raise ConfigError(f"evaluation.every={cfg.evaluation.every}: a share of the budget, above 0 and at most 1")
+        raise ConfigError(
+            f"evaluation.every={cfg.evaluation.every}: must be a share of the budget, above 0 and at most 1"
+        )
 
 
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
-    """Return a run's parts that are not models: schedule, method, prompts, layout. ConfigError if they do not fit."""
+    """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
     checked(method.plan.check, len(schedule))
@@ -66,10 +68,10 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
-    """Return the trainer. Whatever can be checked is checked first, cheap things before dear ones; then the model is loaded."""
+    """Build the trainer. Whatever can be checked is checked first, cheap things before slow ones; then the model is loaded."""
     torch.set_num_threads(cfg.threads)
-    if ranks.is_main and (told := tiny_sizes(cfg)):
-        log.warning(told)
+    if ranks.is_main and (warning := tiny_sizes(cfg)):
+        log.warning(warning)
     parts = planned(cfg, ranks.world_size)
     reward = build(cfg.reward, "reward")
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
@@ -81,7 +83,7 @@ Planned = tuple[FlowSchedule, Method, Prompts, Layout]
 
 
 def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: Planned) -> Trainer:
-    """Return the trainer that these parts make."""
+    """Connect policy, reward and the planned parts to a trainer. parts: as returned by `planned`."""
     schedule, method, prompts, layout = parts
     meter, journal = Meter(ranks, policy.flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
@@ -122,11 +124,12 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
 
 def tiny_sizes(cfg: DictConfig) -> str:
     """Return a warning if a large model would run with batch sizes meant for the tiny world; '' otherwise."""
-    found = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
-    found += [f"{key}={size}" for key in AT_ONCE if (size := OmegaConf.select(cfg, key)) > 16]
-    if not found or "architecture" not in cfg.model:
+    oversized = [] if cfg.optim.lora else ["every weight is trained (optim=lora)"]
+    oversized += [f"{key}={size}" for key in AT_ONCE if (size := OmegaConf.select(cfg, key)) > 16]
+    if not oversized or "architecture" not in cfg.model:
         return ""
-    return f"model.path={cfg.model.path} with the tiny world's sizes: {', '.join(found)}; recipe=wan21_1p3b has the release's"
+    sizes = ", ".join(oversized)
+    return f"model.path={cfg.model.path} with the tiny world's sizes: {sizes}; recipe=wan21_1p3b has the release's"
 
 
 def device(cfg: DictConfig) -> str:
@@ -135,12 +138,15 @@ def device(cfg: DictConfig) -> str:
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no GPU here")
     if cfg.device == "auto" and (job := SlurmJob.here()) and job.has_gpus and not torch.cuda.is_available():
-        raise ConfigError("Slurm gave this job GPUs, and torch finds none here (device=cpu to do without)")
+        raise ConfigError("Slurm gave this job GPUs, but torch finds none here (device=cpu runs without GPUs)")
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def build(node: DictConfig, key: str, **more: Any) -> Any:
-    """Instantiate a part of the configuration; the part's own complaint becomes a ConfigError."""
+    """Instantiate a node of the configuration; an error that the object raises becomes a ConfigError.
+
+    key: the node's dotted name, for the message. more: further arguments.
+    """
     try:
         return _plain(instantiate(node, **more))
     except MissingMandatoryValue as error:
@@ -150,14 +156,14 @@ def build(node: DictConfig, key: str, **more: Any) -> Any:
             raise ConfigError(str(error.__cause__)) from error
         if isinstance(error.__cause__, TypeError):
             raise ConfigError(f"{key}: {error.__cause__}") from error
-        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra's own: no such target
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra found no such target
             why = str(error.__cause__ or error).partition(", set env")[0]
             raise ConfigError(f"{key}: {' '.join(why.split())}") from error
         raise
 
 
 def _plain(made: Any) -> Any:
-    """Return Hydra's partial as a plain one: Hydra's checks its target again in every call, half a millisecond each."""
+    """Replace Hydra's partial by a plain one: Hydra's checks its target again in every call, which takes half a millisecond."""
     return partial(made.func, *made.args, **made.keywords) if isinstance(made, partial) else made
 
 

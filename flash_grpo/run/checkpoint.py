@@ -1,7 +1,8 @@
-"""Checkpoints: written aside, then renamed, so that a directory whose name begins with a number is complete.
+"""Save and load checkpoints.
 
-`000120` was saved after iteration 120. `000120+001` was saved inside the iteration after it, for a run that had to leave: it
-holds also what each rank had done of that iteration.
+A checkpoint is written under another name and then renamed, so that a directory whose name begins with a number is complete.
+`000120` was saved after iteration 120. `000120+001` was saved in the middle of the following iteration by a run that was
+asked to stop; it also holds the results that each rank had by then.
 """
 
 import os
@@ -23,7 +24,7 @@ NOUNS: list[Any] = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Train
 
 
 def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes the state, then forgets all but the newest `keep`. A full disk leaves the older ones as they were."""
+    """Write the state as a checkpoint, then delete all but the newest `keep`. On a full disk the older ones stay."""
     aside = _begin(run_dir)
     _write(aside, STATE, state)
     return _finish(run_dir, f"{iteration:06d}", keep)
@@ -69,7 +70,7 @@ def _write(aside: Path, name: str, state: dict[str, Any]) -> None:
 
 def _finish(run_dir: Path, name: str, keep: int) -> Path:
     aside, final = run_dir / FOLDER / ASIDE, run_dir / FOLDER / name
-    if final.exists():  # saved before its evaluation, now after it
+    if final.exists():  # it was saved before the evaluation of this iteration, and now after it
         os.replace(aside / STATE, final / STATE)
         aside.rmdir()
     else:
@@ -108,7 +109,7 @@ def of_this_rank(run_dir: Path, name: str, ranks: Ranks) -> dict[str, Any]:
 
 
 def load(run_dir: Path, name: str) -> dict[str, Any]:
-    """That checkpoint's state, on the CPU."""
+    """Load the state of the checkpoint of this name, on the CPU."""
     return _read(run_dir / FOLDER / name / STATE)
 
 
@@ -117,7 +118,7 @@ def _of_rank(rank: int) -> str:
 
 
 def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a file of a checkpoint; what was on an accelerator when it was saved comes to `device`."""
+    """Read a file of a checkpoint. Tensors that were on an accelerator when they were saved are moved to `device`."""
 
     def place(storage: Any, location: str) -> Any:
         return storage if location == "cpu" or str(device) == "cpu" else storage.to(device=device)

@@ -38,7 +38,7 @@ OmegaConf.register_new_resolver("distinguishing_name", _resolve_name, replace=Tr
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """Compose another configuration inside a `cli.command`, where Hydra is initialised already."""
+    """Compose another configuration inside a `cli.command`, where Hydra is already initialised."""
     from hydra import compose
 
     return compose("config", overrides=overrides)

@@ -1,4 +1,4 @@
-"""Contact sheets: evaluation videos as rows of frames, to be looked at."""
+"""Write contact sheets: evaluation videos as rows of frames, for people to look at."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ FRAME_MS = 125  # of the small videos
 
 
 def keep(folder: Path, name: str, videos: dict[str, torch.Tensor]) -> None:
-    """Write `name`.png, a contact sheet, and `name`/, each video small and playing (WebP, 00.webp, …) with prompts.json.
+    """Write `name`.png, a contact sheet, and the folder `name`/ with each video as an animation (00.webp, …) and prompts.json.
 
-    The same prompts and noises every time, so that before and after can stand side by side.
+    videos: by prompt, the same prompts and noise every time, so that sheets from before and after training can be compared.
     """
     contact_sheet(folder / f"{name}.png", videos)
     (folder / name).mkdir(exist_ok=True)
@@ -25,7 +25,7 @@ def keep(folder: Path, name: str, videos: dict[str, torch.Tensor]) -> None:
 
 
 def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_frames: int = 9) -> None:
-    """One row per text, its caption above its frames. videos: uint8 [F, H, W, 3] each, of the texts that are `shown`."""
+    """Write an image with one row per text: the text above frames of its video. videos: uint8 [F, H, W, 3] each, by text."""
     frames = [_frames(video, max_frames) for video in videos.values()]
     width = 2 * MARGIN + max(sum(frame.width + 2 for frame in row) for row in frames)
     height = MARGIN + sum(row[0].height + LINE + MARGIN for row in frames)
@@ -41,7 +41,7 @@ def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_frames: int =
 
 
 def _frames(video: torch.Tensor, max_frames: int) -> list[Image.Image]:
-    """At most `max_frames` frames, evenly spaced, CELL pixels high."""
+    """Return at most `max_frames` frames, evenly spaced, CELL pixels high."""
     index = torch.linspace(0, len(video) - 1, min(max_frames, len(video))).round().long()
     images = [Image.fromarray(frame.numpy()) for frame in video[index].cpu()]
     enlarge = Image.Resampling.NEAREST if images[0].height < CELL else Image.Resampling.LANCZOS

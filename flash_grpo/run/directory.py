@@ -22,13 +22,16 @@ FAILURE = ".failure"  # its creation decides which of several failing ranks is t
 
 
 class RunDirectory:
-    """The directory of one run. Rank 0 writes here, with one exception: the first rank that fails writes why, because its
-    failure may kill rank 0 before rank 0 can."""
+    """The directory of one run. Only rank 0 writes here.
+
+    The exception is the reason of a failure: the first rank that fails writes it, because its failure may kill rank 0 before
+    rank 0 can.
+    """
 
     def __init__(self, path: Path, described: RunManifest, ranks: Ranks, max_idle_starts: int):
-        """Wait for the lock, on all ranks, and only then read what an earlier start has left.
+        """Wait for the lock, on all ranks, and only then read the run.json of an earlier start.
 
-        ValueError where another process holds it; Leave where Slurm asks to stop meanwhile.
+        ValueError if another process holds the lock; Leave if Slurm asks this run to stop meanwhile.
         """
         self.path, self.manifest, self.ranks, self.max_idle_starts = path, described, ranks, max_idle_starts
         self.records: RecordWriter | None = None
@@ -39,12 +42,15 @@ class RunDirectory:
         self.lock = lock(path) if ranks.is_main else None
         if ranks.is_main:
             (path / FAILURE).unlink(missing_ok=True)
-        known = ranks.from_main(read_manifest(path) if ranks.is_main else None)
-        if known:
-            described.starts, described.bill = known.starts, known.bill
+        earlier = ranks.from_main(read_manifest(path) if ranks.is_main else None)
+        if earlier:
+            described.starts, described.bill = earlier.starts, earlier.bill
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:
-        """Note a start that goes on after `iteration`, see `RunManifest.starts`."""
+        """Write this start to run.json (see `RunManifest.starts`) and open the records, cut back to `records_length`.
+
+        iteration, pieces: where the run continues, as in `ProgramStart`. RuntimeError as in `refuse_endless_restarts`.
+        """
         reached = max([self._reached(), *(start.reached for start in self.manifest.starts)])
         progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
         self.refuse_endless_restarts(progress)
@@ -52,22 +58,22 @@ class RunDirectory:
             self.records = RecordWriter(self.path, records_length)
             self.manifest.starts.append(manifest.start(progress))
             self._write("running", "")
-        self.ranks.barrier()  # or another rank could fail before this says that the run runs
+        self.ranks.barrier()  # otherwise another rank could fail before run.json says "running"
         self.begun = True
 
     def append(self, record: IterationRecord | EvalRecord | FailureRecord) -> None:
-        """Append a record; rank 0 alone, after `begin`."""
+        """Append a record. Only rank 0 may call this, after `begin`."""
         assert self.records is not None
         self.records.append(record)
 
     @property
     def written(self) -> int:
-        """Return the length of the records in bytes, all of them on disk."""
+        """Return the length of records.jsonl in bytes, after flushing it to disk."""
         assert self.records is not None
         return self.records.length
 
     def refuse_endless_restarts(self, progress: dict[str, int] | None = None) -> None:
-        """RuntimeError where too many starts of this Slurm job have come to nothing; progress: as in `endless_restarts`."""
+        """Raise RuntimeError after too many restarts of this Slurm job without progress. progress: as in `endless_restarts`."""
         if refusal := manifest.endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
             raise RuntimeError(refusal)
 
@@ -78,12 +84,12 @@ class RunDirectory:
     def fail(self, error: BaseException) -> None:
         """Write the reason for the failure to run.json. Only the first rank that fails writes it: others fail because of it.
 
-        The checkpoints stay. Rank 0 also writes a record, where it still can.
+        Checkpoints are kept. Rank 0 also appends a FailureRecord if it still can.
         """
         reason = f"{type(error).__name__}: {error}"
         if self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere):
             reason += f" (rank {self.ranks.rank} of {self.ranks.world_size})"
-        with suppress(OSError):  # another was first; or the disk is full, and then the log alone tells
+        with suppress(OSError):  # another rank failed first; or the disk is full, and only the log has the error
             if not isinstance(error, RewardErrorElsewhere):
                 open(self.path / FAILURE, "x").close()
                 self._write_failed(reason, error)
@@ -101,7 +107,7 @@ class RunDirectory:
         self._write("failed", reason, "".join(traceback.format_exception(error)))
 
     def leave_as_found(self) -> None:
-        """Remove the directories that this start has made, if nothing has begun."""
+        """Remove the directories that this start has created, if the run did not exist before."""
         if self.ranks.is_main and self._new:
             (self.path / LOCK).unlink()
             with suppress(OSError):
@@ -113,17 +119,18 @@ class RunDirectory:
         write_manifest(self.path, self.manifest)
 
     def _reached(self) -> int:
-        """Return the last iteration that the start before this one has recorded, saved or not."""
-        return next((one["iteration"] for one in read_newest_first(self.path) if one["kind"] != "failure"), 0)
+        """Return the last iteration in the records, whether or not a checkpoint of it was saved."""
+        records = read_newest_first(self.path)
+        return next((record["iteration"] for record in records if record["kind"] != "failure"), 0)
 
 
 def lock(directory: Path) -> TextIO:
-    """Lock the directory for this process while the file is open: two processes would write each other's checkpoints.
+    """Lock the directory while the returned file is open, so that no second process overwrites this one's checkpoints.
 
-    Under Slurm an earlier start of the same job may still be ending, or live on where a node lost its connection: it is
-    waited for.
+    Under Slurm, wait up to LOCK_PATIENCE_S for an earlier start of the same job: it may still be ending, or be alive on a
+    node that lost its connection. ValueError if the lock stays taken; Leave if this process is asked to stop meanwhile.
     """
-    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open as long as the run
+    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open until the run ends
     patience = LOCK_PATIENCE_S if SlurmJob.here() else 0
     until = time.monotonic() + patience
     while not _locked(file):

@@ -1,4 +1,4 @@
-"""One run: instantiates what the configuration names, wires it, and goes from the newest checkpoint to the budget."""
+"""Run one configuration: claim its directory, build its objects, and train from the newest checkpoint to the budget."""
 
 import logging
 import math
@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Run:
-    """A trainer with its directory, its budget and its place in it."""
+    """A run that can be continued: its trainer and evaluation, its directory and its budget.
+
+    evaluate_every: a share of the budget. checkpoint_every: in iterations. place: how far the run has come.
+    """
 
     directory: RunDirectory
     trainer: Trainer
@@ -94,7 +97,7 @@ class Run:
         return self.budget.spent(self.place.iteration, self.trainer.meter.cost)
 
     def _evaluate(self, samples: str | None = None) -> None:
-        """Evaluate the averaged weights. samples: the name under which the videos are kept, None keeps none."""
+        """Evaluate the averaged weights. samples: name of the contact sheet to write, None for none."""
         trainer = self.trainer
         if not self.place.evaluating:
             self.place = replace(self.place, evaluating=True)
@@ -149,7 +152,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
             place.leave_as_found()
         raise
     except ConfigError as error:
-        if SlurmJob.here():  # what was refused before it was queued is another matter
+        if SlurmJob.here():  # the run was submitted: run.json must say why it failed
             place.fail(error)
         else:
             place.leave_as_found()
@@ -162,7 +165,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 
 def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
-    """Return the run's directory, once all is checked that needs no model. ConfigError if it is refused: nothing is written."""
+    """Check everything that needs no model, then lock and return the run's directory. ConfigError if it is refused."""
     check_counts(cfg)
     build(cfg.budget, "budget")
     build(cfg.evaluation.sampler, "evaluation.sampler")
@@ -170,10 +173,10 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     schedule, _, prompts, _ = planned(cfg, ranks.world_size)
     report(prompts, ranks)
     path, config = directory_of(cfg, run_name), resolved(cfg)
-    if known := read_manifest(path):
-        checked(manifest.refuse_another_format, path, known)
-        checked(manifest.refuse_another_config, path, known.config, config)
-        checked(manifest.refuse_other_prompts, path, known.prompts_hash, prompts)
+    if earlier := read_manifest(path):
+        checked(manifest.refuse_another_format, path, earlier)
+        checked(manifest.refuse_another_config, path, earlier.config, config)
+        checked(manifest.refuse_other_prompts, path, earlier.prompts_hash, prompts)
     try:
         described = manifest.describe(config, run_name, schedule, prompts, ranks)
         return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
@@ -182,23 +185,23 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return the configuration as plain values, every interpolation replaced by what it stands for."""
+    """Return the configuration as plain values, with every interpolation resolved."""
     return {str(key): value for key, value in cast(dict[Any, Any], OmegaConf.to_container(cfg, resolve=True)).items()}
 
 
 def report(prompts: Prompts, ranks: Ranks) -> None:
-    for told in prompts.oddities if ranks.is_main else []:
-        log.warning(told)
+    for oddity in prompts.oddities if ranks.is_main else []:
+        log.warning(oddity)
 
 
 def directory_of(cfg: DictConfig, run_name: str) -> Path:
     if "/" in str(run_name):
-        raise ConfigError(f"run_name={run_name}: a directory's name, so without a /")
+        raise ConfigError(f"run_name={run_name}: must be the name of a directory, without a /")
     return Path(str(cfg.runs_root), str(cfg.study), str(run_name))
 
 
 def load(cfg: DictConfig, directory: RunDirectory) -> Run:
-    """Return the run with its models; nothing has been computed yet."""
+    """Build the run, with its models loaded and nothing computed yet."""
     directory.refuse_endless_restarts()
     trainer, evaluation = prepare_trainer(cfg, directory.ranks), build(cfg.evaluation.sampler, "evaluation.sampler")
     return Run(

@@ -48,27 +48,32 @@ def describe(
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what may not change when a run continues, by dotted key: all but where it lies, how far it goes, how often it is
-    saved, how much is computed at once, where its reward servers are and where its prompts lie.
+    """Return the settings that may not change when a run continues, by dotted key.
+
+    All settings count except those that `records.identity` lists: where the run's directory is, how far the run goes, how
+    often it is saved, how much is computed at once, and where its reward servers and prompt files are.
     """
     return {key: comparable(key, value) for key, value in flat(config).items() if is_identity(key)}
 
 
-def refuse_another_format(directory: Path, known: RunManifest) -> None:
-    """Raise ValueError where an earlier version of the suite has made the directory. Its records are read as ever."""
-    if known.format != FORMAT:
+def refuse_another_format(directory: Path, there: RunManifest) -> None:
+    """Raise ValueError if another version of the suite made the directory. Its records can still be read."""
+    if there.format != FORMAT:
         raise ValueError(
-            f"{directory} was made by another version of this suite (format {known.format}; this one has {FORMAT}), which "
-            "alone can continue, evaluate or export it: choose another study or run_name, or delete it"
+            f"{directory} was made by another version of this suite (format {there.format}; this one has {FORMAT}). Only that "
+            "version can continue, evaluate or export it: choose another study or run_name, or delete it"
         )
 
 
-def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """ValueError naming the keys in which the directory's run differs from the wanted one."""
-    old, new = identity(known), identity(wanted)
-    shown, asked = flat(known), flat(wanted)
+def refuse_another_config(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError, naming the keys, if the directory's run defines a different run than the wanted configuration.
+
+    there: the configuration in the directory's run.json.
+    """
+    old, new = identity(there), identity(wanted)
+    old_values, new_values = flat(there), flat(wanted)
     differing = [
-        f"{key}: {shown.get(key, '(absent)')} there, {asked.get(key, '(absent)')} asked for"
+        f"{key}: {old_values.get(key, '(absent)')} there, {new_values.get(key, '(absent)')} asked for"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(absent)") != new.get(key, "(absent)")
     ]
@@ -79,9 +84,12 @@ def refuse_another_config(directory: Path, known: dict[str, Any], wanted: dict[s
         )
 
 
-def refuse_other_prompts(directory: Path, known: str, prompts: Prompts) -> None:
-    """ValueError where a run began with other texts; known: its `prompts_hash`, empty in runs of earlier versions."""
-    if known and known != hash_of(prompts):
+def refuse_other_prompts(directory: Path, there: str, prompts: Prompts) -> None:
+    """Raise ValueError if the directory's run began with other texts.
+
+    there: the `prompts_hash` in the directory's run.json, empty in runs of earlier versions.
+    """
+    if there and there != hash_of(prompts):
         raise ValueError(
             f"{directory} holds a run with other texts than prompts.train and prompts.test give now: choose another study or "
             "run_name, or put the files back"
@@ -101,7 +109,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return the commit that the code came from and whether the tree differed from it; a snapshot of the code carries both."""
+    """Return the commit of the code and whether the working tree differed from it. A snapshot of the code stores both."""
     noted = Path(__file__).parents[2] / "git.json"
     if noted.is_file():
         return json.loads(noted.read_text())

@@ -9,7 +9,10 @@ from flash_grpo.records.schema import Cost, IterationRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Bound a run: it stops at the first bound that it reaches; None is no bound. `records.schema.Cost` says what counts."""
+    """The bounds of a run, which stops at the first bound that it reaches.
+
+    None is no bound; at least one must be set. `records.schema.Cost` says which work counts.
+    """
 
     iterations: int | None
     device_hours: float | None
@@ -32,20 +35,24 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a run is: the last iteration that is done, the last that was evaluated (-1: none), whether it is evaluating."""
+    """How far a run has come.
+
+    iteration: the last one that is complete. evaluated: the last one that was evaluated, -1 for none. evaluating: True
+    while the evaluation after `iteration` is under way.
+    """
 
     iteration: int = 0
     evaluated: int = -1
     evaluating: bool = False
 
     def described(self, inside: bool) -> str:
-        """Say where this is. inside: in the middle of what comes next."""
+        """Describe the place in words. inside: True in the middle of the next iteration or of the evaluation."""
         during = "in the evaluation after" if self.evaluating else "in the middle of the one after"
         return f"{f'{during} ' if inside else 'after '}iteration {self.iteration}"
 
 
 def progress_bar(name: str, spent: float, shown: bool) -> tqdm:
-    """Return a bar over the budget, with the time left. spent: the share of it that is used up. shown: on the main rank."""
+    """Return a progress bar over the budget, with the time left. spent: the share of the budget that is used up."""
     return tqdm(
         total=100,
         initial=min(100, round(100 * spent, 2)),
@@ -57,7 +64,7 @@ def progress_bar(name: str, spent: float, shown: bool) -> tqdm:
 
 
 def advance(bar: tqdm, spent: float, record: IterationRecord) -> None:
-    """Show an iteration that is done."""
+    """Move the progress bar to the end of a completed iteration."""
     if not bar.disable:
         seconds = record.cost.device_seconds
         bar.postfix[0] = f"iteration {record.iteration}, reward {record.reward_mean:.3f}, {seconds:.1f} device-s"

@@ -10,34 +10,41 @@ from flash_grpo.algorithm.batches import Prompts
 
 
 def from_files(train: str, test: str) -> Prompts:
-    """UTF-8. .txt: one prompt a line. .jsonl: one object a line, with its "prompt"; the rest is metadata. Blank lines are
-    left out.
+    """Read the training and the held-out prompts from UTF-8 files; ValueError if a file cannot be read.
 
-    Duplicates, and held-out prompts that are trained on too, stay: the files are the user's. `oddities` names them.
+    .txt: one prompt per line. .jsonl: one object per line, with a "prompt"; its other fields are metadata. Blank lines are
+    skipped. Duplicates, and held-out prompts that are also trained on, are kept, and `Prompts.oddities` describes them.
     """
     trained, held_out = _read("train", train), _read("test", test)
     prompts = Prompts(
-        train=tuple(one["prompt"] for one in trained),
-        test=tuple(one["prompt"] for one in held_out),
-        metadata={one["prompt"]: {key: one[key] for key in one if key != "prompt"} for one in held_out if len(one) > 1},
+        train=tuple(line["prompt"] for line in trained),
+        test=tuple(line["prompt"] for line in held_out),
+        metadata={line["prompt"]: _metadata(line) for line in held_out if len(line) > 1},
     )
     return replace(prompts, oddities=tuple(_oddities(prompts)))
 
 
+def _metadata(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "prompt"}
+
+
 def _oddities(prompts: Prompts) -> list[str]:
-    told = []
+    """Describe duplicate prompts, and held-out prompts that are also trained on, in a line each."""
+    oddities = []
     for key, texts in (("train", prompts.train), ("test", prompts.test)):
         if repeated := [text for text, count in Counter(texts).items() if count > 1]:
-            told.append(f"prompts.{key}: {len(repeated)} prompts stand there more than once, {repeated[0]!r} for one")
+            oddities.append(
+                f"prompts.{key}: {len(repeated)} prompts stand there more than once, {repeated[0]!r} for one"
+            )
     if shared := sorted(set(prompts.train) & set(prompts.test)):
-        told.append(
+        oddities.append(
             f"prompts: {len(shared)} of {len(set(prompts.test))} held-out prompts are trained on, {shared[0]!r} for one"
         )
-    return told
+    return oddities
 
 
 def _read(key: str, path: str) -> list[dict[str, Any]]:
-    """Return an object for each line of the file; a line of plain text becomes {prompt: text}."""
+    """Return one object for each line of the file that is not blank; a line of plain text becomes {prompt: text}."""
     if not Path(path).is_file():
         raise ValueError(f"prompts.{key}={path}: there is no such file")
     try:
@@ -54,10 +61,10 @@ def _read(key: str, path: str) -> list[dict[str, Any]]:
 
 def _object_of(line: str, where: str) -> dict[str, Any]:
     try:
-        told = json.loads(line)
-        text = told["prompt"]
+        fields = json.loads(line)
+        text = fields["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{where}: expected a JSON object with "prompt" ({type(error).__name__}: {error})') from error
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: its prompt is no text")
-    return {**told, "prompt": text.strip()}
+        raise ValueError(f"{where}: its prompt has no text")
+    return {**fields, "prompt": text.strip()}

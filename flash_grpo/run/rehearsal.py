@@ -1,7 +1,7 @@
-"""Find what a run would stumble over on its node before it waits in a queue for days. Needs no GPU and no weights.
+"""Find the errors that a run would meet on its node, before it waits in a queue for days. Needs no GPU and no weights.
 
-A model that has an architecture is made on torch's meta device; the files of models and rewards must be there, but only
-their presence is looked at. Parts that many points of a sweep share are tried once.
+A model that has an architecture is built on torch's meta device. The files of models and rewards must exist, but are not
+read. A model or reward that many runs of a sweep share is tried once.
 """
 
 import inspect
@@ -23,7 +23,7 @@ GIVEN_LATER = {"device", "lora"}
 
 
 def rehearse(cfg: DictConfig, world_size: int) -> None:
-    """ConfigError in one line where a run of `cfg` on `world_size` ranks cannot begin. `cfg.hydra` is not looked at."""
+    """Raise ConfigError, in one line, if a run of `cfg` on `world_size` ranks could not begin. `cfg.hydra` is ignored."""
     build.check_counts(cfg)
     build.build(cfg.budget, "budget")
     build.build(cfg.evaluation.sampler, "evaluation.sampler")
@@ -35,16 +35,16 @@ def rehearse(cfg: DictConfig, world_size: int) -> None:
 
 def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
     directory = Path(str(cfg.runs_root), str(cfg.study), str(cfg.run_name))
-    known = read_manifest(directory)
-    if known:
-        parts = {key: cfg[key] for key in cfg if key != "hydra"}  # which may hold what cannot be resolved yet
+    earlier = read_manifest(directory)
+    if earlier:
+        parts = {key: cfg[key] for key in cfg if key != "hydra"}  # cfg.hydra may not be resolvable yet
         wanted = {
             key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
             for key, part in parts.items()
         }
-        build.checked(manifest.refuse_another_format, directory, known)
-        build.checked(manifest.refuse_another_config, directory, known.config, wanted)
-        build.checked(manifest.refuse_other_prompts, directory, known.prompts_hash, prompts)
+        build.checked(manifest.refuse_another_format, directory, earlier)
+        build.checked(manifest.refuse_another_config, directory, earlier.config, wanted)
+        build.checked(manifest.refuse_other_prompts, directory, earlier.prompts_hash, prompts)
 
 
 @lru_cache
@@ -62,11 +62,11 @@ def _rehearse_model(model: str, optim: str) -> None:
     policy = build.build(node, "model", lora=optim_node.lora, **in_place)
     build.build(optim_node.optimizer, "optim.optimizer", params=[torch.nn.Parameter(torch.zeros(1))])
     if not policy.trainable():
-        raise build.ConfigError("model: nothing of it would be trained")
+        raise build.ConfigError("model: it has no weights that would be trained")
 
 
 def _look_over(node: Any, key: str) -> None:
-    """Check that what the node names exists and takes its keys, and that its files are there; nothing is made."""
+    """Check that the node's target exists and takes its keys, and that its files are there, without building anything."""
     if not isinstance(node, DictConfig):
         return
     for name in node:
@@ -84,9 +84,10 @@ def _look_over(node: Any, key: str) -> None:
 
 def _check_arguments(node: DictConfig, key: str) -> None:
     names = {str(name) for name in node if not str(name).startswith("_")} | GIVEN_LATER
-    taken = {one.name: one.default is one.empty for one in _signature(node._target_, key).parameters.values()}
-    unknown = sorted(names - GIVEN_LATER - taken.keys())
-    missing = [name for name, needed in taken.items() if needed and name not in names and not node.get("_partial_")]
+    parameters = _signature(node._target_, key).parameters
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    unknown = sorted(names - GIVEN_LATER - parameters.keys())
+    missing = [name for name in required if name not in names and not node.get("_partial_")]
     if unknown:
         raise build.ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
     if missing:
@@ -97,4 +98,4 @@ def _signature(target: str, key: str) -> inspect.Signature:
     try:
         return inspect.signature(get_object(target))
     except (ImportError, AttributeError, ValueError) as error:
-        raise build.ConfigError(f"{key}._target_={target}: there is nothing of this name") from error
+        raise build.ConfigError(f"{key}._target_={target}: there is no object of this name") from error

@@ -1,4 +1,4 @@
-"""Save a run and go on from what is saved, also from the middle of an iteration or of an evaluation."""
+"""Save a run and resume it from its checkpoints, also in the middle of an iteration or of an evaluation."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Saver:
-    """Keeps a run's checkpoints. keep: how many newest ones stay. evaluation_batch: see `Evaluation.batch`."""
+    """Saves and resumes one run. keep: how many of the newest checkpoints stay. evaluation_batch: see `Evaluation.batch`."""
 
     directory: RunDirectory
     trainer: Trainer
@@ -34,7 +34,7 @@ class Saver:
         self.trainer.ranks.barrier()
 
     def leave(self, place: Place) -> None:
-        """Save also what each rank has done of the iteration, or the evaluation, under way."""
+        """Save in the middle of an iteration or evaluation, including the results that each rank has so far."""
         trainer = self.trainer
         if not trainer.ranks.any(bool(trainer.journal.done)):
             self.save(place)
@@ -49,7 +49,10 @@ class Saver:
         )
 
     def resume(self) -> Place:
-        """Restore the newest checkpoint and begin a start of the run; return where it is. ConfigError where it cannot go on."""
+        """Restore the newest checkpoint, note this start of the run, and return how far the run has come.
+
+        ConfigError if a run that was stopped in the middle of an iteration cannot go on with these ranks or batch sizes.
+        """
         trainer = self.trainer
         name = trainer.ranks.from_main(checkpoint.newest_name(self.path))
         if name is None:
@@ -66,7 +69,7 @@ class Saver:
         return place
 
     def _state(self, place: Place, inside: bool) -> dict[str, Any]:
-        """Return everything that what comes next depends on, and the records' length at this moment."""
+        """Return all state that the rest of the run depends on, and the present length of the records."""
         return {
             **self.trainer.state(),
             "progress": {
@@ -79,7 +82,7 @@ class Saver:
         }
 
     def _batches(self, place: Place) -> dict[str, int]:
-        """Return the sizes that cut the evaluation, or the iteration, under way into pieces."""
+        """Return the batch sizes that divide the present evaluation or iteration into resumable results."""
         if place.evaluating:
             return {"evaluation.sampler.batch": self.evaluation_batch}
         return {"rollout.batch": self.trainer.rollouts.at_once, "training.batch": self.trainer.updater.at_once}

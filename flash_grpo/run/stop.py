@@ -1,4 +1,4 @@
-"""Hear that a run is asked to stop."""
+"""Receive requests to stop a run: Ctrl-C, SIGTERM, and under Slurm USR2."""
 
 import logging
 import signal
@@ -8,14 +8,14 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Asked to stop; the run was saved and the same command continues it."""
+    """The run was asked to stop and has been saved; the same command continues it."""
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop after the micro-batch under way; a second Ctrl-C does not wait for it.
+    """A request to stop the run, by Ctrl-C, SIGTERM or USR2. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    Under Slurm SIGTERM and USR2 are blocked before Python starts (see `slurm/`): they stay pending until looked for here,
-    so that none is lost in start-up or in C code, and no process that the run started dies of them.
+    Under Slurm, SIGTERM and USR2 are blocked before Python starts (see `slurm/`) and stay pending until this object looks
+    for them. So no signal is lost during start-up or in C code, and none kills a process that the run has started.
     """
 
     def __init__(self) -> None:
@@ -31,4 +31,4 @@ class StopRequest:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._noted = True
-        log.warning("%s: saving after this micro-batch", signal.Signals(number).name)
+        log.warning("%s: the run saves and ends at its next denoising step or micro-batch", signal.Signals(number).name)

@@ -17,7 +17,7 @@ from flash_grpo.run.manifest import refuse_another_format
 def policy_of(config: dict[str, Any], device: str) -> Policy:
     """Build a run's model as it was before training, with its adapters.
 
-    config: of the run's manifest. The attention backend and torch.compile are left out: this machine may lack them.
+    config: the one in the run's manifest. Attention backend and torch.compile are left out: this machine may lack them.
     """
     cfg = OmegaConf.create(config)
     for key, portable in (("attention", None), ("compile", False)):
@@ -27,7 +27,7 @@ def policy_of(config: dict[str, Any], device: str) -> Policy:
 
 
 def summary(directory: Path) -> str:
-    """Return what a person wants to know when the run is over: the gain with its interval, the cost, the files."""
+    """Summarize a finished run in a few lines: the gain with its interval, the cost, where the files are."""
     evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
     first, last = evaluations[0], evaluations[-1]
     gains = [last["prompt_rewards"][text] - value for text, value in first["prompt_rewards"].items()]
@@ -43,7 +43,7 @@ def summary(directory: Path) -> str:
 
 
 def known_run(run_dir: Path) -> RunManifest:
-    """Return the manifest of a run; ValueError if the directory has none, or one of another version."""
+    """Return the manifest of a run; ValueError if the directory has none, or if another version of the suite made it."""
     manifest = read_manifest(run_dir)
     if manifest is None:
         raise ValueError(f"{run_dir}: no run.json there; expected a run's directory")

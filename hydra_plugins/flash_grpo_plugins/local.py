@@ -28,7 +28,7 @@ ConfigStore.instance().store("local_bounded", LocalBoundedConf, group="hydra/lau
 
 
 class BoundedLocalLauncher(LocalLauncher):
-    """Launch a sweep on this machine; see `LocalBoundedConf` for the parameters."""
+    """A Hydra launcher that runs a sweep on this machine; see `LocalBoundedConf` for the parameters."""
 
     def __init__(self, max_parallel: int | None = None, **params: Any) -> None:
         super().__init__(**params)

@@ -14,7 +14,7 @@ GROUPS = ("ablations", "sweeps", "slurm")
 
 
 class CheckoutSource(FileConfigSource):
-    """Read the three groups, and nothing else, from the top folder of a checkout."""
+    """The top folder of a checkout as a source of the three groups, and of nothing else."""
 
     @staticmethod
     def scheme() -> str:
@@ -28,7 +28,7 @@ class CheckoutSource(FileConfigSource):
 
 
 class CheckoutSearchPath(SearchPathPlugin):
-    """Add the checkout to the search path of our own program. Hydra asks this for every Hydra program here."""
+    """A plugin that adds the checkout to the search path of our programs. Hydra calls it for every Hydra program."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         ours = ("flash_grpo/conf", "flash_grpo.conf")

@@ -47,7 +47,7 @@ ConfigStore.instance().store("slurm_resumable", SlurmResumableConf, group="hydra
 
 
 class ResumableSlurmLauncher(SlurmLauncher):
-    """Launch a sweep on Slurm; see `SlurmResumableConf` for the parameters."""
+    """A Hydra launcher that runs a sweep on Slurm; see `SlurmResumableConf` for the parameters."""
 
     def __init__(
         self, detach: bool = False, rehearse: str | None = None, files: Sequence[str] = (), **params: Any

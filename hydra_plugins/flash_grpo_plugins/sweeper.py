@@ -19,6 +19,8 @@ ConfigStore.instance().store("overridable", OverridableConf, group="hydra/sweepe
 
 
 class OverridableSweeper(BasicSweeper):
+    """A sweeper in which the command line's values of a key replace those of the file in `sweeps/`."""
+
     def sweep(self, arguments: list[str]) -> Any:
         """Sweep over the command line's keys and those of the file that the command line does not name."""
         given = {argument.split("=")[0].lstrip("+") for argument in arguments}
