@@ -172,7 +172,10 @@ def costs(given: Material) -> Iterator[Shown]:
         yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
         bars = drawn(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
-        caption = "Divided in proportion to rank 0's wall time of rollout, decoding, reward and update. Factors are to Flash-GRPO."
+        caption = (
+            "Divided in proportion to rank 0's wall time of rollout, decoding, reward and update. "
+            "Factors are to Flash-GRPO."
+        )
         yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
 
 
