@@ -30,7 +30,7 @@ def _arms(summaries: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _comparison_row(study: Study, rows: pd.DataFrame, arm: str, noise: str, at_budget: str) -> dict:
     started = int(((study.runs["arm"] == arm) & (study.runs["noise"] == noise)).sum())
-    phases = {f"{phase} s/iteration": _mean(rows, f"seconds.{phase}") for phase in PHASES}
+    phases = [phase for phase in PHASES if f"seconds.{phase}" in rows]
     return {
         "Method": style.look(arm).name,
         "SDE noise": noise,
@@ -39,10 +39,8 @@ def _comparison_row(study: Study, rows: pd.DataFrame, arm: str, noise: str, at_b
         "Gain over base": replace(_mean(rows, "gain"), signed=True),
         at_budget: _mean(rows, "at_budget"),
         "Device-seconds": _mean(rows, "device_seconds"),
-        "s/iteration": mean_estimate(
-            rows[[f"seconds.{phase}" for phase in PHASES if f"seconds.{phase}" in rows]].sum(axis=1)
-        ),
-        **phases,
+        "s/iteration": mean_estimate(rows[[f"seconds.{phase}" for phase in phases]].sum(axis=1)),
+        **{f"{phase} s/iteration": _mean(rows, f"seconds.{phase}") for phase in phases},
     }
 
 
@@ -50,12 +48,13 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     """Shorten the comparison table for a terminal: short names, the phases of an iteration in one column."""
     if table.empty:
         return table
-    phases = [f"{phase} s/iteration" for phase in PHASES]
+    named = [phase for phase in PHASES if f"{phase} s/iteration" in table]
+    phases = [f"{phase} s/iteration" for phase in named]
     split = [" + ".join(f"{item.value:.3g}" for item in row) for row in table[phases].itertuples(index=False)]
     return table.drop(columns=phases).assign(
         Method=[style.look_named(name).short for name in table["Method"]],
         **{"Device-seconds": [item.value for item in table["Device-seconds"]]},
-        **{"s/iteration": [item.value for item in table["s/iteration"]], "rollout + reward + update": split},
+        **{"s/iteration": [item.value for item in table["s/iteration"]], " + ".join(named): split},
     )
 
 

@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from flash_grpo.algorithm import keyed
 from flash_grpo.records.files import read_records
+from flash_grpo.records.schema import COST_PHASES
 from flash_grpo.run import loop, stop
 from flash_grpo.run.compose import CONF
 
@@ -47,7 +48,8 @@ COMMON = (
     "evaluation.sampler.noises_per_prompt=1",
     "optim.optimizer.lr=3e-4",
 )
-TIMES = ("seconds", "evaluation_seconds", "device_seconds", "server_seconds")
+COST_TIMES = tuple(f"{name}_seconds" for name in ("device", "server", *COST_PHASES))
+TIMES = ("seconds", "evaluation_seconds", *COST_TIMES)
 DIRECTIONS = 16
 CASES = [(method, sde) for method in METHODS for sde in SDES]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from untimed import untimed
 
 from flash_grpo.records.files import read_records
 
@@ -161,8 +162,4 @@ def submit(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
 
 def what_was_computed(run_dir: Path) -> list[dict]:
     """Read the run's records and leave out times, which differ between two runs that compute the same."""
-    records = []
-    for record in read_records(run_dir):
-        del record["evaluation_seconds"], record["cost"]["device_seconds"], record["cost"]["server_seconds"]
-        records.append({key: value for key, value in record.items() if key != "seconds"})
-    return records
+    return [untimed(record) for record in read_records(run_dir)]

@@ -55,6 +55,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in frozen),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
         "tflop_per_forward": _digits(policy.flops.forward / 1e12),
+        "tflop_per_backward": _digits((policy.flops.backward + policy.flops.recompute) / 1e12),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "dtype": cfg.model.dtype,
         "torch": torch.__version__,

@@ -7,15 +7,19 @@ import torch
 
 
 class EMA:
-    """Average with decay min((1 + n)/(10 + n), decay) at optimizer step n, every `every` optimizer steps (release: 0.9, 8)."""
+    """Average with decay min((1 + n)/(10 + n), decay) after optimizer step n, every `every` steps (release: 0.9, 8).
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int):
-        self.parameters, self.decay, self.every = parameters, decay, every
+    phase: averages after the steps n for which n + phase is a multiple of `every`. The release counts from 0 and so averages
+    after 7, 15, 23, … steps: phase 1.
+    """
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int, phase: int = 0):
+        self.parameters, self.decay, self.every, self.phase = parameters, decay, every, phase
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def update(self, optimizer_step: int) -> None:
-        if optimizer_step % self.every:
+        if (optimizer_step + self.phase) % self.every:
             return
         keep = min((1 + optimizer_step) / (10 + optimizer_step), self.decay)
         for name, parameter in self.parameters.items():

@@ -19,6 +19,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from untimed import untimed
 
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.algorithm.types import Scores
@@ -47,12 +48,7 @@ LONG = (
 
 def _without_times(directory: Path) -> list[dict]:
     """Read the records and leave out what measures time."""
-    records = list(read_records(directory))
-    for record in records:
-        record.pop("seconds", None)
-        record.pop("evaluation_seconds")
-        record["cost"].pop("device_seconds")
-    return records
+    return [untimed(record) for record in read_records(directory)]
 
 
 def _state(directory: Path) -> dict[str, torch.Tensor]:

@@ -260,7 +260,9 @@ def test_siblings_start_alike_only_where_the_method_shares_their_noise(trainer):
     ids=lambda record: record.__name__,
 )
 def test_every_field_of_a_record_is_documented(record):
-    below = re.findall(r'^    (\w+): .*\n    """', inspect.getsource(record), re.MULTILINE)  # a docstring under the field
+    below = re.findall(
+        r'^    (\w+): .*\n    """', inspect.getsource(record), re.MULTILINE
+    )  # a docstring under the field
     words = {*re.findall(r"\w+", inspect.getdoc(record)), *below}
     undocumented = {field.name for field in dataclasses.fields(record)} - words - {"kind"}
     assert not undocumented
