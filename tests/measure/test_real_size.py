@@ -27,7 +27,7 @@ def test_every_phase_is_measured_with_random_weights(config):
     assert phases["decode"]["tflop_per_second"] > 0
     assert (measured["steps"], measured["transitions"], measured["method"]) == (11, 1, "flash")
     forward, backward = measured["tflop_per_forward"], measured["tflop_per_backward"]
-    assert forward < backward < 3 * forward  # LoRA: less than two forwards, and one that is computed again
+    assert 0 < backward < 3 * forward  # LoRA: less than two forwards, and at most one that is computed again
     for name, expected in {"rollout": 2 * 11 * forward, "update": 2 * (forward + backward)}.items():  # 2: guidance
         tflop = phases[name]["seconds"] * phases[name]["tflop_per_second"]
         assert tflop == pytest.approx(expected, rel=0.1)
