@@ -28,23 +28,24 @@ KEPT_WHOLE = ("kind", "prompt_rewards")
 class LoadedRun:
     """What was read from one run directory.
 
-    row: from the manifest, empty if it could not be read. columns: the records by kind and column. notes: problems.
+    name: of the run. row: from the manifest, empty if it could not be read. columns: the records by kind and column. notes:
+    problems.
     """
 
+    name: str
     row: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def read_run(run_dir: Path, name: str) -> LoadedRun:
-    run = LoadedRun()
+    run = LoadedRun(name)
     if (manifest := _manifest(run_dir, run.notes)) is not None:
         with _without_garbage_collection():
             run.columns = _record_columns(run_dir, name, run.notes)
         if not run.columns:
             run.notes.append(f"no records yet (status {manifest['status']}).")
         run.row = {"path": run_dir} | _run_row(name, manifest)
-    run.notes = [f"{name}: {note}" for note in run.notes]
     return run
 
 

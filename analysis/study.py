@@ -1,7 +1,7 @@
 """Load a study: the runs of `runs/<study>/` as three data frames, and notes on problems that a reader should know of."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.archive import SUFFIX, unpack
-from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, read_run
+from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
 from flash_grpo.records.identity import is_in_arm
 from flash_grpo.records.schema import Cost
@@ -81,7 +81,7 @@ def load_study(*paths: Path | str) -> Study:
     paths = [study for path in given for study in (unpack(path) if path.name.endswith(SUFFIX) else [path])]
     run_dirs = [run_dir for path in paths for run_dir in _run_directories(path, notes)]
     loaded = [read_run(run_dir, "/".join(run_dir.parts[-2 if len(paths) > 1 else -1 :])) for run_dir in run_dirs]
-    notes += [note for run in loaded for note in run.notes]
+    notes += _notes_of(loaded)
     loaded = [run for run in loaded if run.row]
     frames = {kind: _frame(kind, [run.columns[kind] for run in loaded if kind in run.columns]) for kind in RECORD_TYPES}
     runs = _with_arms(pd.DataFrame([run.row for run in loaded], columns=RUN_COLUMNS), frames, notes)
@@ -94,6 +94,19 @@ def load_study(*paths: Path | str) -> Study:
         evaluations=named["evaluation"],
         notes=notes,
     )
+
+
+def _notes_of(loaded: Sequence[LoadedRun]) -> list[str]:
+    """Return the runs' notes. A note that more than three runs share is said once."""
+    runs_with: dict[str, list[str]] = {}
+    for run in loaded:
+        for note in run.notes:
+            runs_with.setdefault(note, []).append(run.name)
+    return [
+        f"{text}: {note}"
+        for note, names in runs_with.items()
+        for text in (names if len(names) <= 3 else [f"{len(names)} of {len(loaded)} runs"])
+    ]
 
 
 def _run_directories(path: Path, notes: list[str]) -> list[Path]:

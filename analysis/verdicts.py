@@ -80,6 +80,7 @@ def _claims(
     at = f"at {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
     contrasts = {
         "Flash ≥ full trajectory at equal cost": ({"flash": 1, "full": -1}, "Flash − full"),
+        "Flash ≥ Fast1 (window of one) at equal cost": ({"flash": 1, "window": -1}, "Flash − Fast1"),
         "Iso-temporal grouping helps": (EFFECTS["ITG (main effect)"], "ITG main effect"),
         "Gradient rectification helps": (EFFECTS["TGR (main effect)"], "TGR main effect"),
     }

@@ -327,3 +327,17 @@ def test_loading_takes_at_most_twice_as_long_as_parsing_the_json(tmp_path):
     assert len(study.iterations) + len(study.evaluations) == 40 * 301
     assert loaded - start < 2 * (parsed - loaded) + 0.2
     assert (loaded - start) * 1000 / 40 < 20
+
+
+def test_a_note_that_many_runs_share_is_said_once(tmp_path):
+    write_study(tmp_path / "study", ["flash", "full"], seeds=range(3))
+    for run_dir in (tmp_path / "study").iterdir():
+        records = [json.loads(line) for line in (run_dir / "records.jsonl").read_text().splitlines()]
+        for record in records:
+            record["cost"].pop("decodes")
+        (run_dir / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    notes = [note for note in load_study(tmp_path / "study").notes if "decodes" in note]
+    assert sorted(notes) == [
+        f"6 of 6 runs: {kind} records lack cost.decodes (older version?): shown as missing."
+        for kind in ("evaluation", "iteration")
+    ]
