@@ -16,7 +16,7 @@ demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and
 	$(BIN)/python train.py -m sweeps=demo
 	$(BIN)/python -m analysis.report runs/demo
 
-slurm-demo: $(READY)  ## the same through a Slurm of one's own, a run preempted on the way (five minutes; Debian, as root)
+slurm-demo: $(READY)  ## the same through a private Slurm cluster, which preempts one run on the way (four minutes; Debian, as root)
 	$(BIN)/python tools/slurm_demo
 
 test: $(READY)  ## the tests
@@ -30,7 +30,7 @@ lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(READY)  ## formats the code, mends what can be mended without thought
+format: $(READY)  ## formats the code, and fixes what ruff can fix safely
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
