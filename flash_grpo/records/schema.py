@@ -71,7 +71,7 @@ class IterationRecord:
 
     iteration: 1 for the first; optimizer_steps: cumulative.
     cost: cumulative, this iteration included. evaluation_seconds: cumulative device-seconds of evaluation.
-    seconds: wall seconds of this iteration by phase (rollout, reward, update), rank 0.
+    seconds: wall seconds of this iteration by phase, see COST_PHASES, rank 0.
     reward_mean, reward_std: mean and population std of the R training rewards. reward_parts: mean of each part.
     within_group_std: mean over groups of the population std in the group.
     groups_without_spread: share of groups whose std is 0 (they train nothing).

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from flash_grpo.algorithm.types import PromptBatch, Scores, Trained
-from flash_grpo.records.schema import IterationRecord
+from flash_grpo.records.schema import COST_PHASES, IterationRecord
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.update import Updater
 
@@ -49,7 +49,7 @@ def iteration_record(
         optimizer_steps=updater.optimizer_steps,
         cost=meter.cost,
         evaluation_seconds=meter.evaluation_seconds,
-        seconds={phase: seconds[phase] for phase in ("rollout", "reward", "update")},
+        seconds={phase: seconds[phase] for phase in COST_PHASES},
         reward_mean=float(reward_PG.mean()),
         reward_std=float(reward_PG.std(correction=0)),
         reward_parts={name: float(over_ranks(ranks, batch, part).mean()) for name, part in scores.parts.items()},
