@@ -526,7 +526,7 @@ def test_an_iteration_record_adds_up(uninterrupted):
         assert sum(record["steps"]) == pytest.approx(1)
         assert record["weight_min"] <= 1 <= record["weight_max"]
         assert record["cost"]["forward_evaluations"] == record["iteration"] * (8 * 5 + 8)
-        assert set(record["seconds"]) == {"rollout", "reward", "update"}
+        assert set(record["seconds"]) == {"rollout", "decode", "reward", "update"}
         assert min(record["seconds"].values()) > 0
         assert record["gradient_norm"] > 0
         assert record["lr"] == 1e-3
