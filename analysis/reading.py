@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.style import NOISES
 from flash_grpo.records.files import MANIFEST, RECORDS, read_records
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
@@ -86,7 +87,7 @@ def _noise(config: Any) -> str:
     """Return the SDE noise schedule, `linear`, `flow` or `cps`, wherever it is in the configuration; '' if there is none."""
     if not isinstance(config, dict):
         return ""
-    if config.get("noise") in ("linear", "flow", "cps"):
+    if config.get("noise") in NOISES:
         return config["noise"]
     return next((noise for value in config.values() if (noise := _noise(value))), "")
 

@@ -11,7 +11,9 @@ from analysis.drawing import drawn, drawn_pair
 from analysis.study import Study
 
 MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in parentheses and no interval."
-
+TO_TARGET = """Cost to the target: restricted mean up to the budget (Kaplan-Meier); runs that never reached it are
+right-censored, not dropped. Default target: the base plus half of the best method's gain."""
+HOLM = "p: Holm's correction over this table."
 REPEATS = "Means over repeats [95 % interval]; n counts repeats."
 VERDICTS = """Supported: the estimate lies on the claim's side, its 95 % interval too, and p is below 0.05 after Holm's
 correction. Contradicted: the same on the other side. Anything else is not resolved at this n; the table then gives the
@@ -72,9 +74,8 @@ class Material:
         """
         noises = style.ordered_noises(self.study.runs["noise"])
         for noise in noises:
-            several = len(noises) > 1
-            words = f", {style.NOISE_NAMES.get(noise, noise)}" if several else ""
-            yield f"_{noise}" if several else "", words, self.study.with_noise(noise)
+            suffix_and_words = (f"_{noise}", f", {style.noise_name(noise)}") if len(noises) > 1 else ("", "")
+            yield *suffix_and_words, self.study.with_noise(noise)
 
 
 def material(study: Study, cost: str, target: float | None = None) -> Material:
@@ -95,7 +96,7 @@ def all_sections(given: Material) -> list[Section]:
         "Mechanism": (mechanisms, MECHANISM),
         "Beside the paper": (
             beside_the_paper,
-            "The paper's numbers are single runs without intervals; see analysis/paper.",
+            "The paper's numbers are single runs without intervals (analysis/paper).",
         ),
         "Every run": (every_run, ""),
     }
@@ -106,7 +107,7 @@ def all_sections(given: Material) -> list[Section]:
 def claims(given: Material) -> Iterator[Shown]:
     if len(given.summaries) or len(given.measurements):
         table = verdicts.verdicts(given.study, given.summaries, given.measurements, given.cost)
-        caption = f"{MEANS} p: Holm's correction over this table. λ: repeats in place of seeds."
+        caption = f"{MEANS} {HOLM} λ: repeats in place of seeds."
         yield Shown(name="verdicts", title="The paper's claims in this study", caption=caption, table=table)
 
 
@@ -145,44 +146,36 @@ def ablations(given: Material) -> Iterator[Shown]:
     if not len(given.summaries):
         return
     table = ablation.ablation(given.study, given.summaries, given.cost, given.target)
-    caption = (
-        f"{MEANS} Cost to the target: restricted mean up to the budget (Kaplan-Meier); runs that never reached it "
-    )
-    caption += "are right-censored, not dropped. Default target: the base plus half of the best method's gain."
-    yield Shown(name="ablation", title="Ablation", caption=caption, table=table)
+    yield Shown(name="ablation", title="Ablation", caption=f"{MEANS} {TO_TARGET}", table=table)
     if len(effects := ablation.effects_table(given.summaries)):
-        caption = "Smallest detectable: what a paired t test at this n and spread finds four times in five. "
-        caption += "p: Holm's correction over this table."
+        caption = f"Smallest detectable: what a paired t test at this n and spread finds four times in five. {HOLM}"
         yield Shown(name="effects", title="Main effects and interaction", caption=caption, table=effects)
     differences = ablation.differences_from_flash(given.study, given.summaries, given.cost)
     if len(differences) and differences["n"].any():
-        caption = "n counts seeds. The interval over prompts holds for these seeds only. p: Holm's correction over this table."
+        caption = f"n counts seeds. The interval over prompts holds for these seeds only. {HOLM}"
         yield Shown(name="differences", title="Differences from Flash-GRPO", caption=caption, table=differences)
         for noise in style.ordered_noises(differences["SDE noise"]):
             part = differences[differences["SDE noise"] == noise]
             forest = drawn(lambda ax, part=part: ablation.difference_forest(ax, part), legend=False)
-            title = ", ".join(filter(None, ["Differences from Flash-GRPO", style.NOISE_NAMES.get(noise, noise)]))
+            title = ", ".join(filter(None, ["Differences from Flash-GRPO", style.noise_name(noise)]))
             yield Shown(name=f"difference_forest_{noise}", title=title, caption=MEANS, figure=forest)
 
 
 def costs(given: Material) -> Iterator[Shown]:
     if len(given.summaries):
         caption = f"{MEANS} Evaluation is not counted. The paper does not state what its teaser's cost includes."
-        table = tables.cost_table(given.summaries)
-        yield Shown(name="cost", title="Cost of an iteration", caption=caption, table=table)
+        yield Shown(
+            name="cost", title="Cost of an iteration", caption=caption, table=tables.cost_table(given.summaries)
+        )
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
         bars = drawn(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
-        caption = (
-            "Divided in proportion to rank 0's wall time of rollout, decoding, reward and update. "
-            "Factors are to Flash-GRPO."
-        )
+        caption = "Divided by rank 0's wall time of rollout, decoding, reward and update. Factors are to Flash-GRPO."
         yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
 
 
 def steadiness(given: Material) -> Iterator[Shown]:
     if len(table := stability.stability(given.study)):
-        caption = f"{MEANS} Shares have Wilson's intervals."
-        yield Shown(name="stability", title="Collapsed seeds", caption=caption, table=table)
+        yield Shown(name="stability", title="Collapsed seeds", caption=f"{MEANS} Wilson's intervals.", table=table)
     for suffix, words, study in given.by_noise():
         for column, label in stability.PANELS.items():
             if study.iterations[column].notna().any():
@@ -211,7 +204,7 @@ def _gradients(measurements: pd.DataFrame) -> Iterator[Shown]:
     norms = measurements[measurements["quantity"] == "gradient_norm"]
     for noise in style.ordered_noises(norms["noise"]):
         panel = drawn(lambda ax, noise=noise: mechanism.gradient_against_lambda(ax, norms, noise))
-        title = f"Gradient norm against λ, {style.NOISE_NAMES.get(noise, noise)}"
+        title = f"Gradient norm against λ, {style.noise_name(noise)}"
         caption = f"{REPEATS} Open markers: steps that a one-step method does not train."
         yield Shown(name=f"gradient_against_lambda_{noise}", title=title, caption=caption, figure=panel)
 
@@ -223,8 +216,7 @@ def _alignments(measurements: pd.DataFrame) -> Iterator[Shown]:
         for column in ("Cosine", "Cosine per device-second"):
             panel = drawn(lambda ax, part=part, column=column: mechanism.alignment(ax, part, column), legend=False)
             name = f"{column.lower().replace(' ', '_').replace('-', '_')}_{noise}"
-            title = f"{column}, {style.NOISE_NAMES.get(noise, noise)}"
-            yield Shown(name=name, title=title, caption=REPEATS, figure=panel)
+            yield Shown(name=name, title=f"{column}, {style.noise_name(noise)}", caption=REPEATS, figure=panel)
 
 
 def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
@@ -233,11 +225,8 @@ def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
 
 
 def table1(given: Material) -> Iterator[Shown]:
-    caption = (
-        "VBench in percent. The paper's rows are single runs, 350 GPU-hours a method; it does not name the hardware."
-    )
-    table = paper.table1(given.study, given.summaries)
-    yield Shown(name="table1", title="Table 1", caption=caption, table=table)
+    caption = "VBench in percent. The paper's rows are single runs, 350 GPU-hours a method, on unnamed hardware."
+    yield Shown(name="table1", title="Table 1", caption=caption, table=paper.table1(given.study, given.summaries))
 
 
 def beside_the_paper(given: Material) -> Iterator[Shown]:

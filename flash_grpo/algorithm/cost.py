@@ -41,13 +41,9 @@ class Counts:
         """PFLOP of the transformer: `records.schema.Cost.pflop`."""
         return pflop(flops, self.forwards(evaluations_per_velocity, kl), self.backwards(evaluations_per_velocity))
 
-    def pflop_all(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool, reward_flops: float = 0.0) -> float:
-        """PFLOP of transformer, decoder and the reward's networks: `records.schema.Cost.pflop_all`.
-
-        reward_flops: of the reward's networks on one video.
-        """
-        rest = self.videos * (flops.decode + reward_flops)
-        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * rest
+    def pflop_all(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool) -> float:
+        """PFLOP of transformer and decoder: `records.schema.Cost.pflop_all`."""
+        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * self.videos * flops.decode
 
 
 def pflop(flops: UnitFlops, forwards: float, backwards: float) -> float:

@@ -31,7 +31,7 @@ class FullTrajectory:
     skip_last: bool = True
 
     def check(self, num_steps: int) -> None:
-        pass
+        """Accept every schedule: the plan names no step."""
 
     def candidates(self, num_steps: int) -> torch.Tensor:
         return _band(torch.zeros(1), num_steps - self.skip_last, num_steps)[0]

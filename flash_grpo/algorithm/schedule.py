@@ -35,21 +35,11 @@ def flow_schedule(
         raise ValueError(f"schedule.num_steps={num_steps}: at least 2 steps are needed")
     if not shift > 0:
         raise ValueError(f"schedule.shift={shift}: must be positive")
-    if noise not in NOISE_LEVELS:
-        raise ValueError(f"schedule.noise={noise}: allowed are {', '.join(NOISE_LEVELS)}")
     sigma_T = _shifted(_uniform(num_steps, grid), shift)
     if grid == "diffusers":
         sigma_T[0] = min(float(sigma_T[0]), 1 - 1e-6)  # UniPC keeps off sigma = 1, where its log-SNR is infinite
     sigma_S = torch.cat([sigma_T, sigma_T.new_zeros(1)])
-    level = NOISE_LEVELS[noise] if noise_level is None else noise_level
-    _check_noise(noise, level, max_std)
-    if noise == "cps":
-        x_factor_T, v_factor_T, noise_std_T = _coefficients_preserving(sigma_S, level)
-    else:
-        std_T = diffusion_coefficient(sigma_T, noise, level).clamp(max=math.inf if max_std is None else max_std)
-        x_factor_T, v_factor_T, noise_std_T = _marginal_preserving(
-            sigma_S.float(), std_T.float(), sigma_S.diff().float()
-        )
+    x_factor_T, v_factor_T, noise_std_T = _stochastic_step(sigma_S, noise, noise_level, max_std)
     return FlowSchedule(
         sigma_S=sigma_S.float(),
         timestep_T=(1000 * sigma_T).floor().long(),
@@ -96,6 +86,21 @@ def fingerprint(schedule: FlowSchedule) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x_factor, v_factor, noise_std, see `FlowSchedule`
+
+
+def _stochastic_step(sigma_S: torch.Tensor, noise: str, noise_level: float | None, max_std: float | None) -> Step:
+    """Return the SDE's step on the grid; for the arguments see `flow_schedule`."""
+    if noise not in NOISE_LEVELS:
+        raise ValueError(f"schedule.noise={noise}: allowed are {', '.join(NOISE_LEVELS)}")
+    level = NOISE_LEVELS[noise] if noise_level is None else noise_level
+    _check_noise(noise, level, max_std)
+    if noise == "cps":
+        return _coefficients_preserving(sigma_S, level)
+    std_T = diffusion_coefficient(sigma_S[:-1], noise, level).clamp(max=math.inf if max_std is None else max_std)
+    return _marginal_preserving(sigma_S.float(), std_T.float(), sigma_S.diff().float())
+
+
 def _check_noise(noise: str, level: float, max_std: float | None) -> None:
     if not 0 < level < math.inf:
         raise ValueError(f"schedule.noise_level={level}: must be positive and finite, an SDE step needs noise")
@@ -109,16 +114,14 @@ def _check_noise(noise: str, level: float, max_std: float | None) -> None:
         )
 
 
-def _marginal_preserving(
-    sigma_S: torch.Tensor, std_T: torch.Tensor, dt_T: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _marginal_preserving(sigma_S: torch.Tensor, std_T: torch.Tensor, dt_T: torch.Tensor) -> Step:
     """Return x_factor, v_factor and noise_std of an Euler-Maruyama step of the SDE with the ODE's marginals (Flow-GRPO)."""
     sigma_T = sigma_S[:-1]
     half_variance_rate_T = std_T**2 / (2 * sigma_T)
     return 1 + half_variance_rate_T * dt_T, 1 + half_variance_rate_T * (1 - sigma_T), std_T * (-dt_T) ** 0.5
 
 
-def _coefficients_preserving(sigma_S: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _coefficients_preserving(sigma_S: torch.Tensor, level: float) -> Step:
     """Return x_factor, v_factor and noise_std of Flow-CPS' step (arXiv 2509.05952).
 
     x_next = (1-σ')·x̂_0 + σ'·cos(η·π/2)·ε̂ + σ'·sin(η·π/2)·ε with σ' the next sigma, x̂_0 = x - σ·v, ε̂ = x + (1-σ)·v and η the

@@ -167,14 +167,12 @@ class Rollouts:
 class Scores:
     """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better.
 
-    device_seconds: what it cost on devices that are no rank's own (a reward server's). flops: of the reward's networks, over
-    all B videos; 0 for a reward that has none.
+    device_seconds: what it cost on devices that are no rank's own (a reward server's).
     """
 
     total_B: torch.Tensor
     parts: dict[str, torch.Tensor]
     device_seconds: float = 0.0
-    flops: float = 0.0
 
 
 def joined_scores(parts: "list[Scores]") -> "Scores":
@@ -183,7 +181,6 @@ def joined_scores(parts: "list[Scores]") -> "Scores":
         total_B=torch.cat([part.total_B for part in parts]),
         parts={name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
         device_seconds=sum(part.device_seconds for part in parts),
-        flops=sum(part.flops for part in parts),
     )
 
 

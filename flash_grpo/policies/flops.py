@@ -16,7 +16,7 @@ Passes = tuple[float, float, float]  # forward, backward, recompute
 
 
 def unit_flops(
-    config: Mapping[str, Any],
+    transformer: WanTransformer3DModel,
     codec: Any,
     latent_shape: tuple[int, ...],
     text_tokens: int,
@@ -25,10 +25,11 @@ def unit_flops(
 ) -> UnitFlops:
     """Return the FLOPs of each kind of work on one sample.
 
-    config: of the transformer. codec: the decoder, `WanVideoDecoder` or one with its two calls. latent_shape: (C, F, H, W).
-    lora: the adapters' settings, see `lora.add_lora`; None trains every weight. A transformer's blocks are alike, so one of
-    one block and one of two are counted.
+    transformer: before adapters are added; only its configuration is read. codec: the decoder, `WanVideoDecoder` or one with
+    its two calls. latent_shape: (C, F, H, W). lora: the adapters' settings, see `lora.add_lora`; None trains every weight. A
+    transformer's blocks are alike, so one of one block and one of two are counted.
     """
+    config = transformer.config
     one, two = (
         _passes({**config, "num_layers": layers}, latent_shape, text_tokens, lora, gradient_checkpointing)
         for layers in (1, 2)

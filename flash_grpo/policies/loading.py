@@ -30,6 +30,19 @@ class Loader:
     tiling: bool
     slicing: bool
 
+    def load(
+        self,
+        weights: str,
+        path: str,
+        revision: str | None,
+        architecture: Mapping[str, Any] | None,
+        embedding_cache: str | None,
+    ) -> tuple[WanTransformer3DModel, Any, TextConditions | RandomConditions]:
+        """Return transformer, decoder and text conditions; for the arguments see `WanPolicy`."""
+        if weights == "random":
+            return self.random(architecture or {})
+        return self.pretrained(path, revision, embedding_cache)
+
     def random(
         self, architecture: Mapping[str, Any]
     ) -> tuple[WanTransformer3DModel, WanVideoDecoder, RandomConditions]:

@@ -70,15 +70,12 @@ class WanPolicy:
         self._lora, self._base = dict(lora or {}), None
         self._precision = precision_of(dtype, self.device, frozen=bool(lora))
         loader = Loader(self.device, self._precision, max_text_tokens, tiling=tiling, slicing=slicing)
-        if weights == "random":
-            self.transformer, self.codec, self.encode = loader.random(dict(architecture or {}))
-        else:
-            self.transformer, self.codec, self.encode = loader.pretrained(path, revision, embedding_cache)
+        self.transformer, self.codec, self.encode = loader.load(weights, path, revision, architecture, embedding_cache)
         if not shard:  # `shard_frozen` moves it block by block
             self.transformer.to(self.device)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
         sizes = self.latent_shape, max_text_tokens
-        self.flops = unit_flops(self.transformer.config, self.codec, *sizes, lora, gradient_checkpointing)
+        self.flops = unit_flops(self.transformer, self.codec, *sizes, lora, gradient_checkpointing)
         if lora:
             add_lora(self.transformer, **lora)
         tune(self.transformer, self.device, self._precision.compute, gradient_checkpointing, attention, compile)

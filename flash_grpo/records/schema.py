@@ -48,7 +48,7 @@ class Cost:
     """Videos scored by the reward."""
 
     pflop_all: float = 0.0
-    """`pflop`, the decoder's, and that of the reward's networks. A reward that is not a network costs seconds only."""
+    """`pflop` and the decoder's. A reward, network or not, costs seconds only, see `reward_seconds`."""
 
     rollout_seconds: float = 0.0
     """device_seconds of denoising, decoding excluded."""

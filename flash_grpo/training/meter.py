@@ -13,7 +13,7 @@ from flash_grpo.records.schema import COST_PHASES, Cost
 from flash_grpo.training.ranks import Ranks
 
 EVALUATION, SERVERS = "evaluation", "servers"
-COUNTS = ("forwards", "backwards", "decodes", "scored", "reward_flops")
+COUNTS = ("forwards", "backwards", "decodes", "scored")
 
 
 class Meter:
@@ -28,7 +28,7 @@ class Meter:
         self.cost, self.evaluation_seconds = Cost(), 0.0
         self.seconds: dict[str, float] = {}
         self._device = dict.fromkeys((*COST_PHASES, EVALUATION, SERVERS), 0.0)
-        self._counts = dict.fromkeys(COUNTS, 0.0)
+        self._counts = dict.fromkeys(COUNTS, 0)
         self._charge_outer: Callable[[bool], None] = lambda time_passed: None
 
     @contextmanager
@@ -49,19 +49,16 @@ class Meter:
                 self._device[name] += device - mark[1]
             mark[:] = wall, device
 
-        self._charge_outer = charge
+        self._charge_outer, completed = charge, False
         try:
             yield charge
-        except BaseException:
-            charge(not only_completed)
-            raise
-        else:
-            charge()
+            completed = True
         finally:
+            charge(completed or not only_completed)
             self._charge_outer = outer
             outer(False)
 
-    def count(self, **counts: float) -> None:
+    def count(self, **counts: int) -> None:
         """Count what this rank has computed, by the names of COUNTS, evaluations per sample."""
         for name, count in counts.items():
             self._counts[name] += count
@@ -93,7 +90,7 @@ class Meter:
         self.cost = added(self.cost, spent, self.flops)
         self.evaluation_seconds += spent[EVALUATION]
         seconds, self.seconds = self.seconds, {}
-        self._device, self._counts = dict.fromkeys(self._device, 0.0), dict.fromkeys(COUNTS, 0.0)
+        self._device, self._counts = dict.fromkeys(self._device, 0.0), dict.fromkeys(COUNTS, 0)
         return seconds
 
     def _device_clock(self) -> float:
@@ -105,7 +102,7 @@ class Meter:
 
 def added(cost: Cost, spent: dict[str, float], flops: UnitFlops) -> Cost:
     """Return the cost after `spent`: device-seconds by phase, and the counts of `COUNTS`."""
-    forwards, backwards, decodes, scored = (int(spent[name]) for name in COUNTS[:4])
+    forwards, backwards, decodes, scored = (int(spent[name]) for name in COUNTS)
     transformer = pflop(flops, forwards, backwards)
     return Cost(
         device_seconds=cost.device_seconds + sum(spent[phase] for phase in COST_PHASES),
@@ -116,6 +113,6 @@ def added(cost: Cost, spent: dict[str, float], flops: UnitFlops) -> Cost:
         recomputed_evaluations=cost.recomputed_evaluations + (backwards if flops.recompute else 0),
         decodes=cost.decodes + decodes,
         scored_videos=cost.scored_videos + scored,
-        pflop_all=cost.pflop_all + transformer + 1e-15 * (decodes * flops.decode + spent["reward_flops"]),
+        pflop_all=cost.pflop_all + transformer + 1e-15 * decodes * flops.decode,
         **{f"{phase}_seconds": getattr(cost, f"{phase}_seconds") + spent[phase] for phase in COST_PHASES},
     )

@@ -58,7 +58,7 @@ class RolloutMaker:
         for index in [index for index, answer in asked.items() if answer.ready()]:
             scores = asked.pop(index).get()
             self.meter.charge(scores.device_seconds)
-            self.meter.count(scored=len(scores.total_B), reward_flops=scores.flops)
+            self.meter.count(scored=len(scores.total_B))
             part = self.journal.done[f"rollouts/{index}"]
             self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0].clone())
             self.journal.done[f"scores/{index}"] = scores

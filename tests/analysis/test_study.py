@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import style
 from analysis.archive import main as archive
 from analysis.curves import run_summaries
 from analysis.study import load_study
+from flash_grpo.algorithm import schedule
 from flash_grpo.records.files import RECORDS, RecordWriter, as_json, write_manifest
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
@@ -341,3 +343,11 @@ def test_a_note_that_many_runs_share_is_said_once(tmp_path):
         f"6 of 6 runs: {kind} records lack cost.decodes (older version?): shown as missing."
         for kind in ("evaluation", "iteration")
     ]
+
+
+@pytest.mark.parametrize("noise", ["linear", "flow", "cps"])
+def test_every_sde_of_the_suite_is_read_and_has_a_name(tmp_path, noise):
+    study = load_study(write_study(tmp_path / "study", ["flash"], seeds=range(2), noise=noise))
+    assert set(study.runs["noise"]) == {noise}
+    assert style.noise_name(noise) != noise
+    assert set(schedule.NOISE_LEVELS) == set(style.NOISES)

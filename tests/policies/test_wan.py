@@ -353,14 +353,14 @@ def test_the_real_models_have_their_sizes_on_the_meta_device(config, model, para
     assert sum(parameter.numel() for parameter in transformer.parameters()) == parameters
     sizes = (16, 21, 60, 104), cfg.model.max_text_tokens
     vae = WanVideoDecoder(AutoencoderKLWan())
-    flops = unit_flops(transformer.config, vae, *sizes, gradient_checkpointing=True)
+    flops = unit_flops(transformer, vae, *sizes, gradient_checkpointing=True)
     assert flops.forward / 1e12 == pytest.approx(tflop, abs=0.05)
     assert flops.decode / 1e15 == pytest.approx(0.275, abs=0.0005)
     forward, projections = by_hand(transformer.config)
     assert flops.forward == pytest.approx(forward, rel=2e-4)
     assert flops.backward == pytest.approx(2 * forward, rel=2e-4)
     assert flops.recompute == pytest.approx(forward, rel=2e-4)
-    adapted = unit_flops(transformer.config, vae, *sizes, cfg.optim.lora)
+    adapted = unit_flops(transformer, vae, *sizes, cfg.optim.lora)
     assert adapted.forward > flops.forward and adapted.forward < 1.01 * flops.forward
     assert adapted.backward == pytest.approx(2 * forward - projections, rel=0.01)
     assert adapted.recompute == 0
