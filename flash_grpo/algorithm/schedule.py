@@ -102,6 +102,9 @@ def _stochastic_step(sigma_S: torch.Tensor, noise: str, noise_level: float | Non
 
 
 def _check_noise(noise: str, level: float, max_std: float | None) -> None:
+    for key, value in (("noise_level", level), ("max_std", max_std)):
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"schedule.{key}={value}: expected a number, or null")
     if not 0 < level < math.inf:
         raise ValueError(f"schedule.noise_level={level}: must be positive and finite, an SDE step needs noise")
     if noise == "cps" and level > 1:

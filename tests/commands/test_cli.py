@@ -69,6 +69,8 @@ BAD = {
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),
     "a misspelt value": ("schedule.noise=lineer", ["schedule.noise=lineer", "linear, flow"]),
+    "a word for a number that may be null": ("schedule.noise_level=high", ["schedule.noise_level=high", "a number"]),
+    "a word for a bound": ("schedule.max_std=[2]", ["schedule.max_std=[2]", "a number"]),
     "an SDE that reverses the latents": (
         "schedule.noise=flow schedule.noise_level=2",
         ["schedule.noise_level", "step 0", "schedule.max_std"],
