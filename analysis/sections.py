@@ -125,7 +125,7 @@ def rewards(given: Material) -> Iterator[Shown]:
             yield Shown(
                 name=f"reward_against_{cost}{suffix}",
                 title=f"Evaluation reward against {curves.cost_name(cost)}{words}",
-                caption="Thin lines: runs that have not completed.",
+                caption="" if study.runs["finished"].all() else "Thin lines: runs that have not completed.",
                 figure=drawn(lambda ax, study=study, cost=cost: figures.reward_against_cost(ax, study, cost)),
             )
         if len(study.iterations):
