@@ -17,11 +17,8 @@ class Plan(Protocol):
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
         """Return the mask, bool [B, T]."""
 
-    def check(self, num_steps: int) -> None:
-        """Raise ValueError, naming the key, where the plan does not fit the schedule."""
-
     def candidates(self, num_steps: int) -> torch.Tensor:
-        """Return which steps may be stochastic, bool [T]."""
+        """Return which steps may be stochastic, bool [T]; ValueError, naming the key, if the plan does not fit the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +26,6 @@ class FullTrajectory:
     """Make every step stochastic (Flow-GRPO). Its release leaves the last one untrained and deterministic: `skip_last`."""
 
     skip_last: bool = True
-
-    def check(self, num_steps: int) -> None:
-        """Accept every schedule: the plan names no step."""
 
     def candidates(self, num_steps: int) -> torch.Tensor:
         return _band(torch.zeros(1), num_steps - self.skip_last, num_steps)[0]
@@ -56,7 +50,7 @@ class SlidingWindow:
     stride: int = 1
     every: int = 25
 
-    def check(self, num_steps: int) -> None:
+    def candidates(self, num_steps: int) -> torch.Tensor:
         if self.move not in ("random", "slide"):
             raise ValueError(f"method.plan.move={self.move}: allowed are random, slide")
         _check_range("first_start", "last_start", self.first_start, self.last_start, num_steps)
@@ -65,8 +59,6 @@ class SlidingWindow:
                 f"method.plan.width={self.width}: from last_start={self.last_start} a window of at least 1 and at most "
                 f"{num_steps - self.last_start} steps fits schedule.num_steps={num_steps}"
             )
-
-    def candidates(self, num_steps: int) -> torch.Tensor:
         return _band(torch.tensor([self.first_start]), self.last_start - self.first_start + self.width, num_steps)[0]
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
@@ -96,14 +88,12 @@ class OneStep:
     shared_by: str = "prompt"
     draw: str = "iid"
 
-    def check(self, num_steps: int) -> None:
+    def candidates(self, num_steps: int) -> torch.Tensor:
         _check_range("first_step", "last_step", self.first_step, self.last_step, num_steps)
         if self.shared_by not in ("prompt", "rollout"):
             raise ValueError(f"method.plan.shared_by={self.shared_by}: allowed are prompt, rollout")
         if self.draw not in ("iid", "stratified"):
             raise ValueError(f"method.plan.draw={self.draw}: allowed are iid, stratified")
-
-    def candidates(self, num_steps: int) -> torch.Tensor:
         return _band(torch.tensor([self.first_step]), self.last_step - self.first_step + 1, num_steps)[0]
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:

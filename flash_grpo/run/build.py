@@ -59,8 +59,11 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
     schedule = build(cfg.schedule, "schedule")
     method = build(cfg.method, "method")
-    checked(method.plan.check, len(schedule))
-    checked(check_stochastic, schedule, method.plan.candidates(len(schedule)))
+    if not hasattr(method.plan, "candidates"):
+        raise ConfigError(
+            f"method.plan: {type(method.plan).__name__} has no candidates(num_steps), see algorithm/plans.py"
+        )
+    checked(check_stochastic, schedule, checked(method.plan.candidates, len(schedule)))
     checked(method.advantage, torch.zeros(1, 2))
     prompts = build(cfg.prompts, "prompts")
     sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}

@@ -217,10 +217,10 @@ import helper
 @dataclass(frozen=True)
 class EarlySteps:
     count: int
-    def check(self, num_steps):
-        pass
+    def candidates(self, num_steps):
+        return torch.arange(num_steps) < self.count
     def __call__(self, batch, num_steps, seed):
-        return (torch.arange(num_steps) < self.count).repeat(len(batch), 1)
+        return self.candidates(num_steps).expand(len(batch), -1)
 """
 
 

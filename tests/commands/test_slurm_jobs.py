@@ -30,10 +30,10 @@ def stretch(run_dir: Path) -> float:
 
 
 def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requeued(submit, monkeypatch):
-    study = submit("seed=0", "budget.iterations=90", "evaluation.every=0.2")
+    study = submit("seed=0", "budget.iterations=300", "evaluation.every=0.2")
     study.launcher.kill()
     assert study.state("seed0") in ("waiting", "starting")
-    study.until_iteration("seed0", 40)
+    study.until_iteration("seed0", 150)  # so that the first start is a good part of the bill
     assert study.state("seed0") == "running"
     assert read_manifest(study.directory("seed0")).bill is None  # a run that lives writes its run.json alone
     study.slurm("scancel", "--signal=USR2", study.job("seed0"))

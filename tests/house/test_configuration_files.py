@@ -40,7 +40,7 @@ def _composed(*overrides: str):
 def test_every_yaml_composes_to_a_run_whose_parts_can_be_built(group, option):
     cfg = _composed(f"{group}={option}")
     schedule, method = instantiate(cfg.schedule), instantiate(cfg.method)
-    method.plan.check(len(schedule))
+    method.plan.candidates(len(schedule))
     assert method.weigh(schedule).shape == (len(schedule),)
     assert method.advantage(torch.tensor([[0.0, 1.0]])).shape == (1, 2)
     assert len(instantiate(cfg.evaluation.sampler).schedule) >= 2

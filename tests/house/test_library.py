@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import flash_grpo
+from flash_grpo.records.files import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,3 +36,23 @@ def test_the_method_of_the_paper_in_five_lines():
     assert mask_BT.sum(1).tolist() == [1] * 8
     assert [row.unique(dim=0).shape[0] for row in mask_BT.reshape(2, 4, 20)] == [1, 1]
     assert flash_grpo.inverse_lambda(schedule)[:2].tolist() == pytest.approx([7.4770, 7.0414], abs=1e-3)
+
+
+def test_the_readmes_own_method_runs_as_it_says(tmp_path):
+    text = (ROOT / "README.md").read_text().partition("### Your own method in ten lines")[2]
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    command = text.partition("run `python train.py ")[2].partition("`")[0].split()
+    few = ("budget.iterations=2", "evaluation.every=1", "rollout.layout.num_prompts=1", "run_name=early")
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *command, *few], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [record["steps"] for record in read_records(tmp_path / "runs/default/early") if "steps" in record]
+    assert [sum(share > 0 for share in step_T) for step_T in steps] == [3, 3]
+    (tmp_path / "old.py").write_text((tmp_path / "mine.py").read_text().replace("candidates", "check"))
+    old = [argument.replace("mine.", "old.") for argument in command]
+    refused = subprocess.run(
+        [sys.executable, ROOT / "train.py", *old, *few], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "EarlySteps has no candidates(num_steps)" in refused.stderr

@@ -30,7 +30,7 @@ def test_a_sweep_composes_and_plans(sweep, world_size, capsys):
         cfg = _composed(f"sweeps={sweep}", f"ablations={ablation}", "prompts.train=a", "prompts.test=b")
         assert cfg.study == sweep and cfg.budget.device_hours == 350 and cfg.budget.pflop is None
         method, schedule = instantiate(cfg.method), instantiate(cfg.schedule)
-        method.plan.check(len(schedule))
+        method.plan.candidates(len(schedule))
         layout = Layout(**cfg.rollout.layout, optimizer_steps=cfg.training.optimizer_steps, world_size=world_size)
         assert layout.per_step == 192
         batch = layout.batch(1, ["text"] * layout.num_prompts, rank=0)

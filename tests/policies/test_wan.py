@@ -375,4 +375,4 @@ def test_the_recipes_compose_their_steps_and_candidates(recipe, steps, last):
     assert len(instantiate(flash.schedule)) == steps
     assert (flash.method.plan.first_step, flash.method.plan.last_step) == (0, last)
     assert (window.method.plan.first_start, window.method.plan.last_start) == (0, last)
-    instantiate(flash.method).plan.check(steps)
+    instantiate(flash.method).plan.candidates(steps)
