@@ -1,5 +1,6 @@
 """What a program that uses the suite as a library finds."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -40,19 +41,22 @@ def test_the_method_of_the_paper_in_five_lines():
 
 def test_the_readmes_own_method_runs_as_it_says(tmp_path):
     text = (ROOT / "README.md").read_text().partition("### Your own method in ten lines")[2]
-    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    code = text.partition("```python\n")[2].partition("```")[0]
     command = text.partition("run `python train.py ")[2].partition("`")[0].split()
-    few = ("budget.iterations=2", "evaluation.every=1", "rollout.layout.num_prompts=1", "run_name=early")
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *command, *few], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    (tmp_path / "mine.py").write_text(code)
+    done = _trained(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     steps = [record["steps"] for record in read_records(tmp_path / "runs/default/early") if "steps" in record]
     assert [sum(share > 0 for share in step_T) for step_T in steps] == [3, 3]
-    (tmp_path / "old.py").write_text((tmp_path / "mine.py").read_text().replace("candidates", "check"))
-    old = [argument.replace("mine.", "old.") for argument in command]
-    refused = subprocess.run(
-        [sys.executable, ROOT / "train.py", *old, *few], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    (tmp_path / "mine.py").write_text(code.replace("candidates", "check"))
+    refused = _trained(tmp_path, *command)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "EarlySteps has no candidates(num_steps)" in refused.stderr
+
+
+def _trained(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py from `folder`, where Python finds modules too, for two small iterations."""
+    few = ("budget.iterations=2", "evaluation.every=1", "rollout.layout.num_prompts=1", "run_name=early")
+    command = [sys.executable, ROOT / "train.py", *arguments, *few]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
