@@ -37,6 +37,17 @@ class Layout:
     num_prompts: int
     group_size: int
     optimizer_steps: int = 1
+    """Per epoch, each on its own share of the rollouts."""
+
+    epochs: int = 1
+    """How often an iteration trains on its rollouts."""
+
+    shares: str = "prompts"
+    """What an optimizer step's share is made of. prompts: whole groups; rollouts: drawn from all of them (release)."""
+
+    seed: int = 0
+    """Of that draw."""
+
     world_size: int = 1
 
     def __post_init__(self) -> None:
@@ -44,6 +55,10 @@ class Layout:
             raise ValueError(f"rollout.num_prompts={self.num_prompts}: at least 1 prompt per iteration is needed")
         if self.group_size < 2:
             raise ValueError(f"rollout.group_size={self.group_size}: a group needs at least 2 rollouts to compare")
+        if self.epochs < 1:
+            raise ValueError(f"training.epochs={self.epochs}: at least 1 pass over the rollouts is needed")
+        if self.shares not in ("prompts", "rollouts"):
+            raise ValueError(f"training.shares={self.shares}: allowed are prompts, rollouts")
         if self.optimizer_steps < 1 or self.num_prompts % self.optimizer_steps:
             raise ValueError(
                 f"training.optimizer_steps={self.optimizer_steps}: must divide rollout.num_prompts={self.num_prompts}"
@@ -60,15 +75,11 @@ class Layout:
         """Return the rollouts per optimizer step, over all ranks."""
         return self.num_prompts // self.optimizer_steps * self.group_size
 
-    def optimizer_step_of(self, prompt_N: torch.Tensor) -> torch.Tensor:
-        """Return which of the iteration's optimizer steps trains the prompt in this slot."""
-        return prompt_N // (self.num_prompts // self.optimizer_steps)
-
     def batch(self, iteration: int, text_P: list[str], rank: int) -> PromptBatch:
         """Return the rank's equal share of every optimizer step's rollouts."""
         share = self.per_step // self.world_size
-        index = torch.arange(self.num_prompts * self.group_size).reshape(self.optimizer_steps, self.world_size, share)
-        index_B = index[:, rank].flatten()
+        steps = self._by_optimizer_step(iteration).reshape(self.optimizer_steps, self.world_size, share)
+        index_B, order_B = steps[:, rank].flatten().sort()  # siblings side by side: they share states
         prompt_B = index_B // self.group_size
         return PromptBatch(
             iteration=iteration,
@@ -77,4 +88,12 @@ class Layout:
             text=tuple(text_P[prompt] for prompt in prompt_B.tolist()),
             prompt_B=prompt_B,
             sibling_B=index_B % self.group_size,
+            optimizer_step_B=order_B // share,
         )
+
+    def _by_optimizer_step(self, iteration: int) -> torch.Tensor:
+        """Return all rollouts, prompt · group_size + sibling, one row per optimizer step: [optimizer_steps, per_step]."""
+        count = self.num_prompts * self.group_size
+        drawn = self.shares == "rollouts" and self.optimizer_steps > 1
+        order = keyed.permutation(count, self.seed, "optimizer step", iteration) if drawn else range(count)
+        return torch.tensor(order).reshape(self.optimizer_steps, -1).sort(dim=1).values

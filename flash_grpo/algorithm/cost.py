@@ -24,7 +24,9 @@ class Counts:
     """Velocities of rollouts: one for each distinct state and step."""
 
     trained_states: float
-    """States that an update replays, each forward and backward: one for each distinct state of the stochastic steps."""
+    """States that an update replays, each forward and backward: in each of its optimizer steps, one for each distinct state
+    of the stochastic steps.
+    """
 
     videos: float
     """Videos decoded and scored."""
@@ -72,8 +74,9 @@ def counted(
             mask_BT = method.plan(batch, num_steps, seed)
             keys = noise_keys(batch, seed, method.initial_noise)
             keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
-            of_part = distinct_states(keys, mask_BT, keep_B)
-            velocities, states, videos = velocities + of_part[0], states + of_part[1], videos + len(batch)
+            of_part = distinct_states(keys, mask_BT, keep_B, batch.optimizer_step_B)
+            velocities, videos = velocities + of_part[0], videos + len(batch)
+            states += layout.epochs * of_part[1]
     return Counts(rollout_velocities=velocities, trained_states=states, videos=videos)
 
 
@@ -91,8 +94,11 @@ def expected(
     return over(fmean), over(pstdev)
 
 
-def distinct_states(keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Tensor) -> tuple[int, int]:
-    """Return how many velocities these rollouts take, and from how many states the kept ones take a stochastic step.
+def distinct_states(
+    keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Tensor, optimizer_step_B: torch.Tensor
+) -> tuple[int, int]:
+    """Return how many velocities these rollouts take, and from how many states the kept ones take a stochastic step, the
+    latter for each optimizer step by itself.
 
     A rollout's state is told by the keys of all noise that it has met; rollouts with equal keys so far are one state.
     """
@@ -101,7 +107,7 @@ def distinct_states(keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Te
     for step in range(sde_mask_BT.shape[1]):
         velocities += len(set(met))
         rows = sde_mask_BT[:, step].nonzero().flatten().tolist()
-        trained += len({met[row] for row in rows if keep_B[row]})
+        trained += len({(met[row], int(optimizer_step_B[row])) for row in rows if keep_B[row]})
         for row in rows:
             met[row] = (*met[row], "sde", step, *keys.sde_B[row])
     return velocities, trained

@@ -15,6 +15,7 @@ class PromptBatch:
 
     `prompt_B` is the group key: the prompt's slot 0..num_prompts-1 in this iteration, over all ranks. `sibling_B` is the
     index in the group. `(iteration, prompt, sibling)` names a rollout everywhere, whatever the number of ranks.
+    `optimizer_step_B` tells which optimizer step of each epoch trains on it.
     """
 
     iteration: int
@@ -23,6 +24,7 @@ class PromptBatch:
     text: tuple[str, ...]
     prompt_B: torch.Tensor
     sibling_B: torch.Tensor
+    optimizer_step_B: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.text)
@@ -45,6 +47,7 @@ class PromptBatch:
             text=tuple(self.text[row] for row in row_B.tolist()),
             prompt_B=self.prompt_B[row_B],
             sibling_B=self.sibling_B[row_B],
+            optimizer_step_B=self.optimizer_step_B[row_B],
         )
 
 

@@ -66,8 +66,9 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     checked(check_stochastic, schedule, checked(method.plan.candidates, len(schedule)))
     checked(method.advantage, torch.zeros(1, 2))
     prompts = build(cfg.prompts, "prompts")
-    sizes = {**cfg.rollout.layout, "optimizer_steps": cfg.training.optimizer_steps}
-    return schedule, method, prompts, checked(Layout, **sizes, world_size=world_size)
+    shares = {key: value for key, value in cfg.training.items() if key != "batch"}
+    layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
+    return schedule, method, prompts, layout
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -42,15 +43,14 @@ class Updater:
     optimizer_steps: int = 0
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
-        """Make the optimizer steps, each on its share of the prompts. Zero advantages are dropped (release)."""
+        """Make the optimizer steps of every epoch, each on its share. Zero advantages are dropped (release)."""
         transitions, batch = rollouts.transitions, rollouts.batch
-        prompt_N = batch.prompt_B[transitions.rollout_N]
-        advantage_N = advantage_PG[prompt_N, batch.sibling_B[transitions.rollout_N]]
-        optimizer_step_N = self.layout.optimizer_step_of(prompt_N)
+        advantage_N = advantage_PG[batch.prompt_B, batch.sibling_B][transitions.rollout_N]
+        optimizer_step_N = batch.optimizer_step_B[transitions.rollout_N]
         parts = []
-        for index in range(self.layout.optimizer_steps):
+        for epoch, index in product(range(self.layout.epochs), range(self.layout.optimizer_steps)):
             rows = ((optimizer_step_N == index) & (advantage_N != 0)).nonzero().flatten()
-            name = f"step {index}"
+            name = f"epoch {epoch} step {index}"
             step = partial(self._step, transitions.chosen(rows), rollouts.condition_BMD, advantage_N[rows], name)
             parts.append(self.journal.resumable(name, step))
         return joined_trained(parts)

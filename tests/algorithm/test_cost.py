@@ -11,6 +11,8 @@ from flash_grpo.run.build import planned
 
 METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
 
+EPOCHS = ("training.epochs=2", "training.optimizer_steps=2", "training.shares=rollouts")
+
 
 def _planned(config, world_size=1, *overrides):
     schedule, method, _, layout = planned(config(*overrides), world_size)
@@ -18,7 +20,7 @@ def _planned(config, world_size=1, *overrides):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("more", [(), ("model.guidance=3", "method.kl_weight=0.1"), ("rollout.batch=3",)])
+@pytest.mark.parametrize("more", [(), ("model.guidance=3", "method.kl_weight=0.1"), ("rollout.batch=3",), EPOCHS])
 def test_the_counts_are_what_the_meter_counts(trainer, name, more):
     small = trainer(f"ablations={name}", *more)
     policy, kl = small.policy, small.method.kl_weight > 0
@@ -89,7 +91,9 @@ def test_a_tree_of_equal_keys_is_one_state_up_to_each_branch():
     keys = NoiseKeys(initial_B=(("x",),) * 4, sde_B=(("a",), ("a",), ("b",), ("b",)))
     mask_BT = torch.zeros(4, 5, dtype=torch.bool)
     mask_BT[:, 1] = True
-    assert distinct_states(keys, mask_BT, torch.ones(4, dtype=torch.bool)) == (1 + 1 + 2 + 2 + 2, 1)
+    every_B = torch.ones(4, dtype=torch.bool)
+    assert distinct_states(keys, mask_BT, every_B, torch.tensor([0, 0, 0, 0])) == (1 + 1 + 2 + 2 + 2, 1)
+    assert distinct_states(keys, mask_BT, every_B, torch.tensor([0, 1, 0, 1])) == (1 + 1 + 2 + 2 + 2, 2)
 
 
 def test_layouts_on_more_ranks_make_the_same_videos():

@@ -89,6 +89,24 @@ def test_weights_are_proportional_to_1_over_lambda_with_mean_1_over_each_optimiz
     assert small.updater.optimizer_steps == optimizer_steps
 
 
+def test_every_epoch_trains_on_the_same_rollouts_again_and_the_ratio_clip_works(trainer):
+    small = trainer("training.epochs=3", "training.optimizer_steps=2", "optim.optimizer.lr=1e-2")
+    record = small.iterate(1)
+    assert (record.optimizer_steps, record.transitions) == (6, 3 * 8)
+    assert 0 <= record.ratio_drift < 1e-5  # of the first optimizer step: nothing has been trained before it
+    assert 0 < record.clip_fraction < 1
+    assert record.approx_kl > 1e-9
+    once = trainer("training.optimizer_steps=2", "optim.optimizer.lr=1e-2").iterate(1)
+    assert once.cost.backward_evaluations * 3 == record.cost.backward_evaluations
+    assert once.reward_mean == record.reward_mean
+
+
+def test_shares_of_drawn_rollouts_hold_part_of_each_group(trainer):
+    small = trainer("training.optimizer_steps=2", "training.shares=rollouts")
+    assert torch.bincount(small.batch(1).optimizer_step_B).tolist() == [4, 4]
+    assert small.iterate(1).transitions == 8
+
+
 def test_rectification_warns_when_all_steps_are_equal_and_it_has_no_effect(trainer):
     one_step = trainer("method.plan.first_step=4", "method.plan.last_step=4")
     with pytest.warns(UserWarning, match="rectification has no effect"):
