@@ -1,15 +1,19 @@
 """Run the command line of `python train.py` and `python train.py -m`. Imports nothing heavy, so that `--help` is quick."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from flash_grpo.overrides import check_overrides, refuse, split
+from flash_grpo.overrides import check_overrides, in_one_line, refuse, split
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.compose import CONF
+from flash_grpo.run.settings import ConfigError
 
 
 def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -20,8 +24,6 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
     def guarded(cfg: DictConfig) -> None:
-        from flash_grpo.run.build import ConfigError
-
         try:
             task(cfg)
         except ConfigError as error:
@@ -33,7 +35,15 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         options, overrides = split(sys.argv[1:])
         check_overrides(options, overrides)
         sys.argv[1:] = [*options, *overrides]  # Hydra would refuse `train.py seed=1 -m sweeps=demo`
-        guarded()
+        os.environ.setdefault(
+            "HYDRA_FULL_ERROR", "1"
+        )  # Hydra raises its errors instead of printing them with a traceback
+        try:
+            guarded()
+        except (HydraException, OmegaConfBaseException) as error:
+            refuse(in_one_line(error))
+        except OSError as error:
+            refuse(f"{error.filename or 'the file system'}: {error.strerror or error}")
 
     return main
 
@@ -47,7 +57,7 @@ def train(cfg: DictConfig) -> None:
 
     try:
         directory = loop.run(cfg, cfg.run_name)
-    except (RewardError, DriftError, DivergedError) as error:
+    except (RewardError, DriftError, DivergedError, OSError) as error:
         if SlurmJob.here():  # into the rank's log
             traceback.print_exc()
         sys.exit(f"stopped: {error}")

@@ -29,7 +29,8 @@ from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.measure.paired import evaluate, keep_vbench
 from flash_grpo.overrides import changed, composed_outside, composed_rewards
 from flash_grpo.process_exit import end_at_once
-from flash_grpo.run.build import ConfigError, check_counts, device
+from flash_grpo.run.build import device
+from flash_grpo.run.settings import ConfigError, check_values
 from flash_grpo.run.stored import known_run, saved_state
 from flash_grpo.training.ranks import Ranks
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(keep_vbench(args.vbench, args.output or Path(args.run)), indent=1))
             return
         cfg, states, output = _chosen(args)
-        check_counts(cfg)
+        check_values(cfg)
         ranks = Ranks(device(cfg))
         evaluate(cfg, states, output, ranks)
     except (RewardError, DivergedError) as error:

@@ -12,9 +12,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flash_grpo.run.compose import CONF, GROUPS
+from flash_grpo.run.settings import ConfigError, check
 
 SWEEP = ("-m", "--multirun")
-NOT_A_RUN = (*SWEEP, "-c", "--cfg", "-h", "--help", "-i", "--info")  # options with which `sweeps=` is allowed
+ONLY_SHOWN = ("-c", "--cfg", "-h", "--help", "-i", "--info", "--hydra-help", "--version", "-sc", "--shell-completion")
+NOT_A_RUN = (*SWEEP, *ONLY_SHOWN)  # options with which `sweeps=` is allowed
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
 CHANGEABLE = ("prompts", "evaluation")  # groups whose option may be changed for a finished run, besides reward
 
@@ -23,6 +25,12 @@ def refuse(message: str) -> None:
     """Print the message as one line and end the program with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what Hydra or OmegaConf says, and why."""
+    said = [str(error), str(error.__cause__ or "").partition("\n")[0]]
+    return ": ".join(" ".join(part.split()) for part in said if part)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -50,14 +58,42 @@ def check_overrides(options: list[str], overrides: list[str]) -> None:
         try:
             cfg = compose("config", overrides=chosen, return_hydra_config=True)
         except HydraException as error:
-            refuse(" ".join(str(error).split()))
+            refuse(in_one_line(error))
         for override in parsed:
             if override not in groups and override.type == OverrideType.CHANGE:
                 _check_key(cfg, override)
+        if not any(option in ONLY_SHOWN for option in options):
+            _check_composed([_first_of(override) for override in parsed])
+
+
+def _check_composed(overrides: list[str]) -> None:
+    """Refuse a run, the first of a sweep, that could not be made of its configuration."""
+    from hydra import compose
+
+    try:
+        cfg = compose("config", overrides=overrides, return_hydra_config=True)
+        OmegaConf.set_readonly(cfg.hydra, False)
+        cfg.hydra.overrides.task = overrides
+        check(cfg)
+    except ConfigError as error:
+        refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(in_one_line(error))
+
+
+def _first_of(override: Override) -> str:
+    """Return the override as the first run of a sweep has it."""
+    if not override.is_sweep_override():
+        return override.input_line
+    return f"{override.input_line.split('=')[0]}={next(override.sweep_string_iterator())}"
 
 
 def _check_sweeps(options: list[str], overrides: list[Override]) -> None:
-    """Refuse overrides that only a sweep can run if -m was not given."""
+    """Refuse overrides that only a sweep can run if -m was not given, and options that exclude each other."""
+    if len({option for option in options if option in (*SWEEP, "-c", "--cfg", "-i", "--info", "-r", "--run")}) > 1:
+        refuse(f"{' '.join(options)}: choose one of --multirun, --cfg, --info")
+    if "--resolve" in options and not {"-c", "--cfg", "-h", "--help"} & {*options}:
+        refuse("--resolve: goes with --cfg")
     for override in overrides:
         if override.key_or_group == "sweeps" and not any(flag in options for flag in NOT_A_RUN):
             refuse("sweeps= is a sweep of several runs: add -m, as in `python train.py -m sweeps=ablation`")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm import keyed, ranges
 from flash_grpo.algorithm.types import PromptBatch
 
 
@@ -51,21 +51,19 @@ class Layout:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_prompts < 1:
-            raise ValueError(f"rollout.num_prompts={self.num_prompts}: at least 1 prompt per iteration is needed")
-        if self.group_size < 2:
-            raise ValueError(f"rollout.group_size={self.group_size}: a group needs at least 2 rollouts to compare")
-        if self.epochs < 1:
-            raise ValueError(f"training.epochs={self.epochs}: at least 1 pass over the rollouts is needed")
-        if self.shares not in ("prompts", "rollouts"):
-            raise ValueError(f"training.shares={self.shares}: allowed are prompts, rollouts")
-        if self.optimizer_steps < 1 or self.num_prompts % self.optimizer_steps:
+        ranges.whole("rollout.layout.num_prompts", self.num_prompts)
+        ranges.whole("rollout.layout.group_size", self.group_size, at_least=2)
+        ranges.whole("training.epochs", self.epochs)
+        ranges.one_of("training.shares", self.shares, ("prompts", "rollouts"))
+        ranges.whole("training.optimizer_steps", self.optimizer_steps)
+        if self.num_prompts % self.optimizer_steps:
             raise ValueError(
-                f"training.optimizer_steps={self.optimizer_steps}: must divide rollout.num_prompts={self.num_prompts}"
+                f"training.optimizer_steps={self.optimizer_steps}: must divide "
+                f"rollout.layout.num_prompts={self.num_prompts}"
             )
         if self.per_step % self.world_size:
             raise ValueError(
-                f"rollout.num_prompts={self.num_prompts} x rollout.group_size={self.group_size} / "
+                f"rollout.layout.num_prompts={self.num_prompts} x rollout.layout.group_size={self.group_size} / "
                 f"training.optimizer_steps={self.optimizer_steps} = {self.per_step} rollouts per optimizer step "
                 f"do not fill {self.world_size} ranks evenly"
             )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm import keyed, ranges
 from flash_grpo.algorithm.types import PromptBatch
 
 
@@ -26,6 +26,9 @@ class FullTrajectory:
     """Make every step stochastic (Flow-GRPO). Its release leaves the last one untrained and deterministic: `skip_last`."""
 
     skip_last: bool = True
+
+    def __post_init__(self) -> None:
+        ranges.truth("method.plan.skip_last", self.skip_last)
 
     def candidates(self, num_steps: int) -> torch.Tensor:
         return _band(torch.zeros(1), num_steps - self.skip_last, num_steps)[0]
@@ -50,13 +53,17 @@ class SlidingWindow:
     stride: int = 1
     every: int = 25
 
+    def __post_init__(self) -> None:
+        for name in ("width", "stride", "every"):
+            ranges.whole(f"method.plan.{name}", getattr(self, name))
+        ranges.one_of("method.plan.move", self.move, ("random", "slide"))
+        _check_order("first_start", "last_start", self.first_start, self.last_start)
+
     def candidates(self, num_steps: int) -> torch.Tensor:
-        if self.move not in ("random", "slide"):
-            raise ValueError(f"method.plan.move={self.move}: allowed are random, slide")
         _check_range("first_start", "last_start", self.first_start, self.last_start, num_steps)
-        if self.width < 1 or self.last_start + self.width > num_steps:
+        if self.last_start + self.width > num_steps:
             raise ValueError(
-                f"method.plan.width={self.width}: from last_start={self.last_start} a window of at least 1 and at most "
+                f"method.plan.width={self.width}: from last_start={self.last_start} a window of at most "
                 f"{num_steps - self.last_start} steps fits schedule.num_steps={num_steps}"
             )
         return _band(torch.tensor([self.first_start]), self.last_start - self.first_start + self.width, num_steps)[0]
@@ -88,12 +95,13 @@ class OneStep:
     shared_by: str = "prompt"
     draw: str = "iid"
 
+    def __post_init__(self) -> None:
+        _check_order("first_step", "last_step", self.first_step, self.last_step)
+        ranges.one_of("method.plan.shared_by", self.shared_by, ("prompt", "rollout"))
+        ranges.one_of("method.plan.draw", self.draw, ("iid", "stratified"))
+
     def candidates(self, num_steps: int) -> torch.Tensor:
         _check_range("first_step", "last_step", self.first_step, self.last_step, num_steps)
-        if self.shared_by not in ("prompt", "rollout"):
-            raise ValueError(f"method.plan.shared_by={self.shared_by}: allowed are prompt, rollout")
-        if self.draw not in ("iid", "stratified"):
-            raise ValueError(f"method.plan.draw={self.draw}: allowed are iid, stratified")
         return _band(torch.tensor([self.first_step]), self.last_step - self.first_step + 1, num_steps)[0]
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
@@ -123,8 +131,15 @@ def _band(start_B: torch.Tensor, width: int, num_steps: int) -> torch.Tensor:
     return (step_T >= start_B[:, None]) & (step_T < start_B[:, None] + width)
 
 
+def _check_order(first_key: str, last_key: str, first: int, last: int) -> None:
+    ranges.whole(f"method.plan.{first_key}", first, at_least=0)
+    ranges.whole(f"method.plan.{last_key}", last, at_least=0)
+    if first > last:
+        raise ValueError(f"method.plan.{first_key}={first}: must not exceed {last_key}={last}")
+
+
 def _check_range(first_key: str, last_key: str, first: int, last: int, num_steps: int) -> None:
-    if not 0 <= first <= last < num_steps:
+    if last >= num_steps:
         raise ValueError(
             f"method.plan.{first_key}={first}, {last_key}={last}: "
             f"must satisfy 0 <= {first_key} <= {last_key} < schedule.num_steps={num_steps}"

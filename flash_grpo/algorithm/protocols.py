@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from flash_grpo.algorithm.types import Scores, UnitFlops
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A velocity field over latents, with its text encoder and its decoder.
 

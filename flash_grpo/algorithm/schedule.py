@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.types import FlowSchedule
 
 GRIDS = ("release", "diffusers")
@@ -31,10 +32,9 @@ def flow_schedule(
     "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`. max_std: upper bound of the
     diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids do. ValueError names the key.
     """
-    if num_steps < 2:
-        raise ValueError(f"schedule.num_steps={num_steps}: at least 2 steps are needed")
-    if not shift > 0:
-        raise ValueError(f"schedule.shift={shift}: must be positive")
+    ranges.whole("schedule.num_steps", num_steps, at_least=2, at_most=1000)
+    ranges.number("schedule.shift", shift, at_least=1e-3, at_most=1e3)
+    ranges.one_of("schedule.grid", grid, GRIDS)
     sigma_T = _shifted(_uniform(num_steps, grid), shift)
     if grid == "diffusers":
         sigma_T[0] = min(float(sigma_T[0]), 1 - 1e-6)  # UniPC keeps off sigma = 1, where its log-SNR is infinite
@@ -91,8 +91,9 @@ Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x_factor, v_factor, no
 
 def _stochastic_step(sigma_S: torch.Tensor, noise: str, noise_level: float | None, max_std: float | None) -> Step:
     """Return the SDE's step on the grid; for the arguments see `flow_schedule`."""
-    if noise not in NOISE_LEVELS:
-        raise ValueError(f"schedule.noise={noise}: allowed are {', '.join(NOISE_LEVELS)}")
+    ranges.one_of("schedule.noise", noise, tuple(NOISE_LEVELS))
+    ranges.number("schedule.noise_level", noise_level, above=0, null=True)
+    ranges.number("schedule.max_std", max_std, above=0, null=True)
     level = NOISE_LEVELS[noise] if noise_level is None else noise_level
     _check_noise(noise, level, max_std)
     if noise == "cps":
@@ -102,15 +103,8 @@ def _stochastic_step(sigma_S: torch.Tensor, noise: str, noise_level: float | Non
 
 
 def _check_noise(noise: str, level: float, max_std: float | None) -> None:
-    for key, value in (("noise_level", level), ("max_std", max_std)):
-        if not isinstance(value, int | float | None):
-            raise ValueError(f"schedule.{key}={value}: expected a number, or null")
-    if not 0 < level < math.inf:
-        raise ValueError(f"schedule.noise_level={level}: must be positive and finite, an SDE step needs noise")
     if noise == "cps" and level > 1:
         raise ValueError(f"schedule.noise_level={level}: at most 1 for noise=cps, where the whole noise is fresh")
-    if max_std is not None and not max_std > 0:
-        raise ValueError(f"schedule.max_std={max_std}: must be positive, or null")
     if max_std is not None and noise == "cps":
         raise ValueError(
             f"schedule.max_std={max_std}: noise=cps has no diffusion coefficient to bound; lower noise_level"
@@ -141,9 +135,7 @@ def _uniform(num_steps: int, grid: str) -> torch.Tensor:
     alpha = torch.linspace(1, 1 / 1000, num_steps + 1, dtype=torch.float64)
     if grid == "release":
         return (1 - alpha).flip(0)[:-1]
-    if grid == "diffusers":
-        return alpha[:-1]
-    raise ValueError(f"schedule.grid={grid}: allowed are {', '.join(GRIDS)}")
+    return alpha[:-1]
 
 
 def _shifted(sigma: torch.Tensor, shift: float) -> torch.Tensor:

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from flash_grpo.cluster import slurm
 from flash_grpo.cluster.node import run_on_node
-from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose
+from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, rehearse
 from flash_grpo.cluster.refusal import refuse
 from flash_grpo.cluster.run_state import ALIVE, run_states
 from flash_grpo.cluster.site import refuse_what_cannot_run
@@ -38,7 +37,6 @@ class SlurmSweepLauncher(SweepLauncher, Protocol):
     """The Slurm launcher, as far as `launch` uses it. The fields are those of `SlurmResumableConf`."""
 
     detach: bool
-    rehearse: str | None
     files: tuple[str, ...]
 
 
@@ -51,8 +49,7 @@ def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]],
     study = folder.parent
     refuse_what_cannot_run(params)
     points = compose(launcher, job_overrides, first)
-    if launcher.rehearse:
-        _rehearse(points, launcher.rehearse, params["nodes"] * params["tasks_per_node"])
+    rehearse(points, launcher.rehearse, params["nodes"] * params["tasks_per_node"])
     _refuse_other_studies(study, points)
     _refuse_runs_under_way(study, points)
     code = snapshot(folder / "code")
@@ -68,16 +65,6 @@ def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]],
 
 
 # -- before anything is queued ------------------------------------------------------------------------------------------
-
-
-def _rehearse(points: list[SweepPoint], function: str, ranks: int) -> None:
-    """Refuse the sweep if the rehearsal of one of its points raises ValueError. function: the rehearsal's dotted name."""
-    rehearse = get_method(function)
-    for point in points:
-        try:
-            rehearse(point.cfg, ranks)
-        except ValueError as error:
-            refuse(f"{point.name}: {error}")
 
 
 def _refuse_other_studies(study: Path, points: list[SweepPoint]) -> None:

@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn
 from flash_grpo.cluster.board import Board
 from flash_grpo.cluster.last_words import last_words
 from flash_grpo.cluster.node import run_here
-from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, cores
+from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, cores, rehearse
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def launch(launcher: LocalSweepLauncher, job_overrides: Sequence[Sequence[str]],
 
     first: the number of the first point.
     """
-    points = compose(launcher, job_overrides, first)
+    points, params = compose(launcher, job_overrides, first), launcher.params
+    rehearse(points, launcher.rehearse, params["tasks_per_node"])
     _pass_on_this_code()
-    params = launcher.params
     gpu_sets = _gpu_sets(params["gpus_per_node"] or 1)
     parallel = launcher.max_parallel or len(gpu_sets) or max(1, cores() // params["tasks_per_node"])
     board, folder = Board(waiting=list(points), parallel=parallel), params["submitit_folder"]
@@ -51,12 +51,21 @@ def launch(launcher: LocalSweepLauncher, job_overrides: Sequence[Sequence[str]],
     with _stop_signals(board) as stop:
         while board.running or (board.waiting and not board.stopped_by):
             while board.waiting and len(board.running) < parallel and not board.stopped_by:
-                _start_next(launcher, board, gpu_sets)
+                _start_next_or_stop(launcher, board, gpu_sets)
             board.collect(_ended_of)
             stop.pass_on()
             time.sleep(0.1)
     board.end()
     return [point.job.results()[0] for point in points]
+
+
+def _start_next_or_stop(launcher: LocalSweepLauncher, board: Board, gpu_sets: list[str]) -> None:
+    """Start the first waiting point. If it cannot be started, let the runs that go on save and end: none is left alone."""
+    try:
+        _start_next(launcher, board, gpu_sets)
+    except Exception as error:  # a full disk, no more processes, whatever submitit raises
+        log.error("%s cannot be started: %s; %d runs save and end", board.waiting[0].name, error, len(board.running))
+        board.stopped_by = signal.SIGTERM
 
 
 def _start_next(launcher: LocalSweepLauncher, board: Board, gpu_sets: list[str]) -> None:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flash_grpo.cluster.refusal import refuse
+from flash_grpo.records.identity import directory_name
 
 FEW = 10  # number of points for which starting more processes would cost more time than it saves
 
@@ -18,12 +21,15 @@ _compose_point: Callable[[list[str]], DictConfig]  # in the processes of a pool,
 
 
 class SweepLauncher(Protocol):
-    """A Hydra launcher, as far as this folder uses it, after Hydra has called its `setup`. params: the launcher's settings."""
+    """A Hydra launcher, as far as this folder uses it, after Hydra has called its `setup`. params: the launcher's settings.
+    rehearse: see `rehearse`.
+    """
 
     hydra_context: HydraContext
     config: DictConfig
     task_function: TaskFunction
     params: dict[str, Any]
+    rehearse: str | None
 
 
 @dataclass(kw_only=True)
@@ -69,12 +75,30 @@ def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], fir
         SweepPoint(cfg=cfg, number=number, overrides=point) for number, (point, cfg) in enumerate(composed, start=first)
     ]
     for point in points:
-        if "/" in point.name:
-            refuse(f"run_name={point.name}: must be the name of a directory, without a /")
+        for key in ("study", "run_name"):
+            try:
+                directory_name(key, OmegaConf.select(point.cfg, key))
+            except (ValueError, OmegaConfBaseException) as error:
+                refuse(str(error).splitlines()[0])
     shared = [directory for directory, count in Counter(point.directory for point in points).items() if count > 1]
     if shared:
         refuse(f"several runs of this sweep have one directory: {', '.join(shared)}")
     return points
+
+
+def rehearse(points: list[SweepPoint], function: str | None, ranks: int) -> None:
+    """Refuse the sweep if the rehearsal of one of its points raises ValueError, before any of them starts.
+
+    function: the rehearsal's dotted name, None for no rehearsal. ranks: of one run.
+    """
+    if not function:
+        return
+    rehearsal = get_method(function)
+    for point in points:
+        try:
+            rehearsal(point.cfg, ranks)
+        except ValueError as error:
+            refuse(f"{point.name}: {error}")
 
 
 def _composed(launcher: SweepLauncher, points: list[list[str]]) -> list[DictConfig]:

@@ -9,9 +9,13 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm import keyed, ranges
 
 ADAPTER = "default"
+INITS = (
+    "gaussian",
+    True,
+)  # those with B = 0; others (pissa, olora) change the base, which export and the KL take as it was
 
 
 def lora_config(*, rank: int, alpha: float, targets: Sequence[str], init: str = "gaussian") -> LoraConfig:
@@ -24,11 +28,13 @@ def add_lora(
     """Freeze the transformer and add float32 adapters, whatever its dtype, to each linear layer that a target names.
 
     rank, alpha: of the adapters, applied at the scale alpha/rank. targets: ends of layers' names. init: "gaussian" draws A
-    from N(0, 1/rank²) by key, so that ranks and devices agree, and sets B to 0; for others see peft. seed: of A. ValueError
-    if a target names no layer.
+    from N(0, 1/rank²) by key, so that ranks and devices agree, and sets B to 0; True is peft's own A, and B = 0. seed: of A.
+    ValueError for values out of range and for a target that names no layer.
     """
-    if rank < 1:
-        raise ValueError(f"optim.lora.rank={rank}: must be at least 1")
+    ranges.whole("optim.lora.rank", rank)
+    ranges.number("optim.lora.alpha", alpha, above=0)
+    ranges.one_of("optim.lora.init", init, INITS)
+    ranges.whole("optim.lora.seed", seed, at_least=0)
     _refuse_targets_that_match_nothing(transformer, targets)
     transformer.requires_grad_(False)
     transformer.add_adapter(lora_config(rank=rank, alpha=alpha, targets=targets, init=init), ADAPTER)
@@ -63,6 +69,8 @@ def save_lora(
 
 
 def _refuse_targets_that_match_nothing(transformer: WanTransformer3DModel, targets: Sequence[str]) -> None:
+    if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"optim.lora.targets={ranges.shown(targets)}: must be a list of names, as in [to_q, to_k]")
     linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
     idle = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if idle or not targets:

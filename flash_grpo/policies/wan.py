@@ -9,6 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers.utils import logging as transformers_logging
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.policies.flops import unit_flops
 from flash_grpo.policies.loading import Loader
 from flash_grpo.policies.lora import add_lora, save_lora, without_lora
@@ -64,7 +65,8 @@ class WanPolicy:
         slicing: bool = False,
         shard: bool = False,
     ):
-        _refuse(weights, shard, lora)
+        _refuse(weights, shard, lora, guidance, negative_prompt)
+        _refuse_sizes(frames, height, width, max_text_tokens)
         self.device, self.guidance, self.negative_prompt = torch.device(device), guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
         self._lora, self._base = dict(lora or {}), None
@@ -76,8 +78,8 @@ class WanPolicy:
         self.latent_shape = self.codec.latent_shape(frames, height, width)
         sizes = self.latent_shape, max_text_tokens
         self.flops = unit_flops(self.transformer, self.codec, *sizes, lora, gradient_checkpointing)
-        if lora:
-            add_lora(self.transformer, **lora)
+        if self._lora:
+            add_lora(self.transformer, **self._lora)
         tune(self.transformer, self.device, self._precision.compute, gradient_checkpointing, attention, compile)
         self.forwards_together = shard and shard_frozen(self.transformer, self.device)
 
@@ -133,9 +135,15 @@ class WanPolicy:
         return unconditional + self.guidance * (conditional - unconditional)
 
 
-def _refuse(weights: str, shard: bool, lora: Mapping[str, Any] | None) -> None:
+def _refuse(weights: str, shard: bool, lora: Mapping[str, Any] | None, guidance: float, negative_prompt: str) -> None:
     """Raise ValueError for values that do not fit together, before anything is loaded."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"model.weights={weights}: allowed are {', '.join(WEIGHTS)}")
+    ranges.one_of("model.weights", weights, WEIGHTS)
+    ranges.number("model.guidance", guidance, at_least=1)
+    ranges.text("model.negative_prompt", negative_prompt, empty=True)
     if shard and not lora:
         raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
+
+
+def _refuse_sizes(*sizes: int) -> None:
+    for name, size in zip(("frames", "height", "width", "max_text_tokens"), sizes, strict=True):
+        ranges.whole(f"model.{name}", size)

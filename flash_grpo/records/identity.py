@@ -111,3 +111,22 @@ def comparable(key: str, value: object) -> object:
     if key.endswith("_target_") and isinstance(value, str) and value.startswith("flash_grpo."):
         return f"flash_grpo:{value.rpartition('.')[2]}"
     return value
+
+
+def directory_name(key: str, value: object) -> None:
+    """Raise ValueError if the value of `study` or `run_name` cannot name a directory of its own, on any file system."""
+    name = str(value)
+    why = ""
+    if value is None or not name:
+        why = "must not be empty"
+    elif "/" in name or name.startswith("."):
+        why = "must be the name of a directory, without a / and not beginning with a dot"
+    elif not name.isprintable():
+        why = "must not hold control characters"
+    elif len(name.encode(errors="replace")) > LONGEST_NAME:
+        why = f"must have at most {LONGEST_NAME} bytes"
+    if why:
+        raise ValueError(f"{key}={name if name.isprintable() and len(name) <= 80 else ascii(name)[:80]}: {why}")
+
+
+LONGEST_NAME = 255  # bytes, of the usual file systems

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.protocols import Asked, Reward, ask
 from flash_grpo.algorithm.types import Scores
 
@@ -25,6 +26,11 @@ class CompositeReward:
                 f"reward.weights: it names {', '.join(sorted(self.weights)) or 'nothing'}, reward.rewards "
                 f"{', '.join(sorted(self.rewards)) or 'nothing'}; both must name the same"
             )
+
+        for name, weight in self.weights.items():
+            ranges.number(f"reward.weights.{name}", weight)
+        if not any(self.weights.values()):
+            raise ValueError("reward.weights: all are 0, so nothing would be trained")
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         return self.ask(video_BFHWC, text).get()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.types import Scores
 
 ImageScorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
@@ -35,11 +36,10 @@ class FrameReward:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.batch < 1 or not 0 < self.best <= 1:
-            raise ValueError(
-                f"reward.every={self.every}, best={self.best}, batch={self.batch}: every and batch must be at least 1, "
-                "best in (0, 1]"
-            )
+        ranges.text("reward.name", self.name)
+        ranges.whole("reward.every", self.every)
+        ranges.whole("reward.batch", self.batch)
+        ranges.number("reward.best", self.best, above=0, at_most=1)
 
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:

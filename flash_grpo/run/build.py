@@ -1,15 +1,18 @@
 """Build a run's objects from its configuration. No other file instantiates what a configuration names."""
 
 import logging
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.protocols import Policy, Reward
@@ -17,6 +20,7 @@ from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
+from flash_grpo.run.settings import ConfigError
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -28,47 +32,59 @@ from flash_grpo.training.update import Updater
 log = logging.getLogger(__name__)
 
 
-COUNTS = (
-    "threads",
-    "rollout.batch",
-    "training.batch",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "checkpoint.max_idle_starts",
-    "evaluation.sampler.noises_per_prompt",
-    "evaluation.sampler.batch",
-)
-
-
-class ConfigError(ValueError):
-    """Bad input, described in one line, and found before any work is done."""
-
-
-def check_counts(cfg: DictConfig) -> None:
-    for key in COUNTS:
-        count = OmegaConf.select(cfg, key)
-        if not isinstance(count, int) or count < 1:
-            raise ConfigError(f"{key}={count}: must be at least 1")
-    if not isinstance(cfg.evaluation.every, int | float) or not 0 < cfg.evaluation.every <= 1:
-        raise ConfigError(
-            f"evaluation.every={cfg.evaluation.every}: must be a share of the budget, above 0 and at most 1"
-        )
-
-
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
     """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
-    schedule = build(cfg.schedule, "schedule")
-    method = build(cfg.method, "method")
+    schedule = build(cfg.schedule, "schedule", FlowSchedule)
+    method = build(cfg.method, "method", Method)
+    _check_method(method, schedule)
+    prompts = build(cfg.prompts, "prompts", Prompts)
+    check_texts(cfg.reward, prompts)
+    shares = {key: value for key, value in cfg.training.items() if key != "batch"}
+    layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
+    return schedule, method, prompts, layout
+
+
+def _check_method(method: Method, schedule: FlowSchedule) -> None:
+    """Raise ConfigError unless the method's parts do on this schedule what the trainer asks of them."""
     if not hasattr(method.plan, "candidates"):
         raise ConfigError(
             f"method.plan: {type(method.plan).__name__} has no candidates(num_steps), see algorithm/plans.py"
         )
-    checked(check_stochastic, schedule, checked(method.plan.candidates, len(schedule)))
-    checked(method.advantage, torch.zeros(1, 2))
-    prompts = build(cfg.prompts, "prompts")
-    shares = {key: value for key, value in cfg.training.items() if key != "batch"}
-    layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
-    return schedule, method, prompts, layout
+    candidate_T = checked(method.plan.candidates, len(schedule))
+    if not candidate_T.any():
+        raise ConfigError("method.plan: no step may be stochastic, so nothing would be trained")
+    checked(check_stochastic, schedule, candidate_T)
+    weight_T = checked(method.weigh, schedule)
+    usable = (
+        weight_T.shape == (len(schedule),)
+        and weight_T[candidate_T].isfinite().all()
+        and (weight_T[candidate_T] > 0).all()
+    )
+    if not usable:
+        raise ConfigError("method.weigh: must return a positive, finite weight for each step that may be stochastic")
+    checked(method.advantage, torch.tensor([[0.0, 1.0]]))
+
+
+def check_texts(node: Any, prompts: Prompts) -> None:
+    """Raise ConfigError if a reward, or one inside it, knows texts of its own only and the prompts are others."""
+    if isinstance(node, DictConfig):
+        for name in node:
+            if not OmegaConf.is_missing(node, name):
+                check_texts(node[name], prompts)
+        refuse = getattr(located(node._target_, "reward"), "check_texts", None) if "_target_" in node else None
+        if refuse:
+            try:
+                refuse((*prompts.train, *prompts.test))
+            except ValueError as error:
+                raise ConfigError(f"prompts: the reward {node._target_} does not know them: {error}") from error
+
+
+def located(target: str, key: str) -> Any:
+    """Return the object that a `_target_` names; ConfigError if there is none."""
+    try:
+        return get_object(target)
+    except Exception as error:  # whatever importing a module raises
+        raise ConfigError(f"{key}._target_={target}: {' '.join(str(error).split())}") from error
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
@@ -77,8 +93,8 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     if ranks.is_main and (warning := tiny_sizes(cfg)):
         log.warning(warning)
     parts = planned(cfg, ranks.world_size)
-    reward = build(cfg.reward, "reward")
-    policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.lora)
+    reward = build(cfg.reward, "reward", Callable)
+    policy = build(cfg.model, "model", Policy, device=ranks.device, lora=cfg.optim.lora)
     policy.keep_base()
     return wired(cfg, ranks, policy, reward, parts)
 
@@ -106,12 +122,12 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         method=method,
         schedule=schedule,
         layout=layout,
-        optimizer=build(cfg.optim.optimizer, "optim.optimizer", params=list(policy.trainable().values())),
-        ema=EMA(policy.trainable(), **cfg.optim.ema),
+        optimizer=optimizer(cfg.optim.optimizer, list(policy.trainable().values())),
+        ema=checked(EMA, policy.trainable(), **cfg.optim.ema),
         ranks=ranks,
         meter=meter,
         journal=journal,
-        max_gradient_norm=cfg.optim.max_gradient_norm,
+        max_gradient_norm=math.inf if cfg.optim.max_gradient_norm is None else cfg.optim.max_gradient_norm,
         at_once=cfg.training.batch,
     )
     return Trainer(
@@ -137,8 +153,6 @@ def tiny_sizes(cfg: DictConfig) -> str:
 
 
 def device(cfg: DictConfig) -> str:
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={cfg.device}: allowed are auto, cpu, cuda")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no GPU here")
     if cfg.device == "auto" and (job := SlurmJob.here()) and job.has_gpus and not torch.cuda.is_available():
@@ -146,24 +160,43 @@ def device(cfg: DictConfig) -> str:
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def build(node: DictConfig, key: str, **more: Any) -> Any:
-    """Instantiate a node of the configuration; an error that the object raises becomes a ConfigError.
+def optimizer(node: DictConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer; ConfigError for values with which it trains nothing, or away from the reward."""
+    made = build(node, "optim.optimizer", torch.optim.Optimizer, params=parameters)
+    group, key = made.param_groups[0], "optim.optimizer"
+    checked(ranges.number, f"{key}.lr", group["lr"], above=0)
+    checked(ranges.number, f"{key}.weight_decay", group.get("weight_decay", 0), at_least=0)
+    checked(ranges.number, f"{key}.eps", group.get("eps", 0), at_least=0)
+    for beta in group.get("betas", ()):
+        checked(ranges.number, f"{key}.betas", beta, at_least=0, below=1)
+    if group.get("maximize"):
+        raise ConfigError(f"{key}.maximize=true: would train away from the reward; leave it out")
+    return made
 
-    key: the node's dotted name, for the message. more: further arguments.
+
+def build(node: DictConfig, key: str, kind: Any = object, **more: Any) -> Any:
+    """Instantiate a node of the configuration; whatever making the object raises becomes a ConfigError.
+
+    key: the node's dotted name, for the message. kind: what the object must be. more: further arguments.
     """
     try:
-        return _plain(instantiate(node, **more))
+        made = _plain(instantiate(node, **more))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from error
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise ConfigError(str(error.__cause__)) from error
-        if isinstance(error.__cause__, TypeError):
-            raise ConfigError(f"{key}: {error.__cause__}") from error
-        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # Hydra found no such target
-            why = str(error.__cause__ or error).partition(", set env")[0]
-            raise ConfigError(f"{key}: {' '.join(why.split())}") from error
-        raise
+        raise ConfigError(_why_not_made(error, key)) from error
+    if not isinstance(made, kind):
+        raise ConfigError(f"{key}._target_={node._target_}: makes {type(made).__name__}, not {kind.__name__}")
+    return made
+
+
+def _why_not_made(error: InstantiationException, key: str) -> str:
+    """Return, in one line with the key, what Hydra or the object itself says."""
+    cause = error.__cause__
+    why = " ".join(str(cause or error).partition(", set env")[0].split()) or type(cause).__name__
+    if isinstance(cause, ValueError | OSError) and "=" in why.partition(":")[0]:  # names its key itself
+        return why.replace("schedule.", "evaluation.sampler.schedule.", 1) if key == "evaluation.sampler" else why
+    return why if isinstance(cause, ValueError | OSError) else f"{key}: {why}"
 
 
 def _plain(made: Any) -> Any:
@@ -172,7 +205,8 @@ def _plain(made: Any) -> Any:
 
 
 def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the function; an error about its arguments, or of the file system, becomes a ConfigError."""
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error

@@ -10,7 +10,7 @@ from flash_grpo.records.identity import is_in_name
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GROUPS = ["ablations", "recipe", "slurm", "sweeps"]
-LONGEST_NAME = 200  # characters of a directory's name; file systems allow 255 bytes
+LONGEST_NAME = 200  # bytes of a directory's name; file systems allow 255
 
 
 def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
@@ -23,10 +23,13 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     """
     keys = {item: item.split("=")[0] for item in (override.lstrip("+~") for override in overrides)}
     distinguishing = sorted(item for item, key in keys.items() if is_in_name(key))
-    name = "-".join([method, *distinguishing, f"seed{seed}"]).replace("/", ":").replace(" ", "")
-    if len(name) <= LONGEST_NAME:
+    name = "-".join([str(method), *distinguishing, f"seed{seed}"]).replace("/", ":")
+    name = "".join(character for character in name if character.isprintable() and character != " ").lstrip(".")
+    whole = name.encode()
+    if len(whole) <= LONGEST_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 20]}…{hashlib.sha256(name.encode()).hexdigest()[:8]}-seed{seed}"
+    digest, beginning = hashlib.sha256(whole).hexdigest()[:8], whole[: LONGEST_NAME - 32].decode(errors="ignore")
+    return f"{beginning}…{digest}-seed{str(seed)[:10]}"
 
 
 def _resolve_name(*, _root_: DictConfig) -> str:

@@ -16,10 +16,11 @@ from flash_grpo.records.files import read_manifest
 from flash_grpo.records.schema import EvalRecord, IterationRecord
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import contact_sheet, manifest
-from flash_grpo.run.build import ConfigError, build, check_counts, checked, device, planned, prepare_trainer
+from flash_grpo.run.build import build, checked, device, planned, prepare_trainer
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Budget, Place, advance, progress_bar
 from flash_grpo.run.saving import Saver
+from flash_grpo.run.settings import ConfigError, check
 from flash_grpo.run.stop import Interrupted, StopRequest
 from flash_grpo.training.evaluated import Evaluated
 from flash_grpo.training.evaluation import Evaluation
@@ -166,14 +167,14 @@ def run(cfg: DictConfig, run_name: str) -> Path:
 
 def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     """Check everything that needs no model, then lock and return the run's directory. ConfigError if it is refused."""
-    check_counts(cfg)
-    build(cfg.budget, "budget")
-    build(cfg.evaluation.sampler, "evaluation.sampler")
+    check(cfg)
+    build(cfg.budget, "budget", Budget)
+    build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
     ranks = Ranks(device(cfg))
     schedule, _, prompts, _ = planned(cfg, ranks.world_size)
     report(prompts, ranks)
     path, config = directory_of(cfg, run_name), resolved(cfg)
-    if earlier := read_manifest(path):
+    if earlier := checked(read_manifest, path):
         checked(manifest.refuse_another_format, path, earlier)
         checked(manifest.refuse_another_config, path, earlier.config, config)
         checked(manifest.refuse_other_prompts, path, earlier.prompts_hash, prompts)
@@ -195,8 +196,6 @@ def report(prompts: Prompts, ranks: Ranks) -> None:
 
 
 def directory_of(cfg: DictConfig, run_name: str) -> Path:
-    if "/" in str(run_name):
-        raise ConfigError(f"run_name={run_name}: must be the name of a directory, without a /")
     return Path(str(cfg.runs_root), str(cfg.study), str(run_name))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.records.schema import Cost, IterationRecord
 
 
@@ -19,12 +20,11 @@ class Budget:
     pflop: float | None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given:
+        if self.iterations is None and self.device_hours is None and self.pflop is None:
             raise ValueError("budget: set at least one of budget.iterations, budget.device_hours, budget.pflop")
-        for name, value in given.items():
-            if not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"budget.{name}={value}: must be a positive number")
+        ranges.whole("budget.iterations", self.iterations, null=True)
+        ranges.number("budget.device_hours", self.device_hours, above=0, null=True)
+        ranges.number("budget.pflop", self.pflop, above=0, null=True)
 
     def spent(self, iteration: int, cost: Cost) -> float:
         """Return the share of the budget that is used up; the run ends at 1."""

@@ -18,15 +18,19 @@ from flash_grpo.hub import local_folder
 from flash_grpo.policies.source import pipeline_folder
 from flash_grpo.records.files import read_manifest
 from flash_grpo.run import build, manifest
+from flash_grpo.run.progress import Budget
+from flash_grpo.run.settings import ConfigError, check
+from flash_grpo.training.ema import EMA
+from flash_grpo.training.evaluation import Evaluation
 
 GIVEN_LATER = {"device", "lora"}
 
 
 def rehearse(cfg: DictConfig, world_size: int) -> None:
     """Raise ConfigError, in one line, if a run of `cfg` on `world_size` ranks could not begin. `cfg.hydra` is ignored."""
-    build.check_counts(cfg)
-    build.build(cfg.budget, "budget")
-    build.build(cfg.evaluation.sampler, "evaluation.sampler")
+    check(cfg)
+    build.build(cfg.budget, "budget", Budget)
+    build.build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
     _, _, prompts, _ = build.planned(cfg, world_size)
     _rehearse_directory(cfg, prompts)
     _rehearse_reward(OmegaConf.to_yaml(cfg.reward, resolve=True))
@@ -35,7 +39,7 @@ def rehearse(cfg: DictConfig, world_size: int) -> None:
 
 def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
     directory = Path(str(cfg.runs_root), str(cfg.study), str(cfg.run_name))
-    earlier = read_manifest(directory)
+    earlier = build.checked(read_manifest, directory)
     if earlier:
         parts = {key: cfg[key] for key in cfg if key != "hydra"}  # cfg.hydra may not be resolvable yet
         wanted = {
@@ -60,9 +64,10 @@ def _rehearse_model(model: str, optim: str) -> None:
         build.checked(pipeline_folder, node.path, node.get("revision"))
     in_place = {"device": "meta", "weights": "random"} if node.get("architecture") else {"device": "cpu"}
     policy = build.build(node, "model", lora=optim_node.lora, **in_place)
-    build.build(optim_node.optimizer, "optim.optimizer", params=[torch.nn.Parameter(torch.zeros(1))])
+    build.optimizer(optim_node.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    build.checked(EMA, {}, **optim_node.ema)
     if not policy.trainable():
-        raise build.ConfigError("model: it has no weights that would be trained")
+        raise ConfigError("model: it has no weights that would be trained")
 
 
 def _look_over(node: Any, key: str) -> None:
@@ -71,7 +76,7 @@ def _look_over(node: Any, key: str) -> None:
         return
     for name in node:
         if OmegaConf.is_missing(node, name):
-            raise build.ConfigError(f"{key}.{name!s}: must be given")
+            raise ConfigError(f"{key}.{name!s}: must be given")
         _look_over(node[name], f"{key}.{name!s}")
     if "_target_" in node:
         _check_arguments(node, key)
@@ -89,13 +94,13 @@ def _check_arguments(node: DictConfig, key: str) -> None:
     unknown = sorted(names - GIVEN_LATER - parameters.keys())
     missing = [name for name in required if name not in names and not node.get("_partial_")]
     if unknown:
-        raise build.ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
+        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
     if missing:
-        raise build.ConfigError(f"{key}.{missing[0]}: must be given")
+        raise ConfigError(f"{key}.{missing[0]}: must be given")
 
 
 def _signature(target: str, key: str) -> inspect.Signature:
     try:
-        return inspect.signature(get_object(target))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise build.ConfigError(f"{key}._target_={target}: there is no object of this name") from error
+        return inspect.signature(build.located(target, key))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be called") from error

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flash_grpo.run import checkpoint
-from flash_grpo.run.build import ConfigError
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Place
+from flash_grpo.run.settings import ConfigError
 from flash_grpo.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.types import Scores
-from flash_grpo.tiny_world.clips import COLOURS, colour_of, direction_of
+from flash_grpo.tiny_world.clips import COLOURS, colour_of, direction_of, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,16 @@ class ShapesReward:
     threshold: float = 0.1  # brightness in [0, 1]; darker pixels are ground
     full_mass: float = 6.0  # sum over pixels and colours at which a shape is 63 % visible
     full_way: float = 6.0  # pixels, the way of the slowest shape of the training clips
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            ranges.number(f"reward.{name}", value, above=0)
+
+    @staticmethod
+    def check_texts(texts: tuple[str, ...]) -> None:
+        """Raise ValueError if a text is not a caption of the tiny world."""
+        for text in texts:
+            parse(text)
 
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:

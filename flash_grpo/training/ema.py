@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from flash_grpo.algorithm import ranges
+
 
 class EMA:
     """Average with decay min((1 + n)/(10 + n), decay) after optimizer step n, every `every` steps (release: 0.9, 8).
@@ -14,6 +16,9 @@ class EMA:
     """
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int, phase: int = 0):
+        ranges.number("optim.ema.decay", decay, at_least=0, at_most=1)
+        ranges.whole("optim.ema.every", every)
+        ranges.whole("optim.ema.phase", phase, at_least=0, at_most=every - 1)
         self.parameters, self.decay, self.every, self.phase = parameters, decay, every, phase
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 

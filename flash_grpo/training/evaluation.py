@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.denoise import Solver
 from flash_grpo.algorithm.protocols import Policy, Reward
 from flash_grpo.algorithm.solvers import euler
@@ -41,6 +42,11 @@ class Evaluation:
 
     solve: Solver = euler
     """The deterministic steps, pinned here, whatever training's rollouts use."""
+
+    def __post_init__(self) -> None:
+        ranges.whole("evaluation.sampler.noises_per_prompt", self.noises_per_prompt)
+        ranges.whole("evaluation.sampler.seed", self.seed, at_least=0)
+        ranges.whole("evaluation.sampler.batch", self.batch)
 
     @torch.no_grad()
     def __call__(

@@ -22,6 +22,8 @@ class LocalBoundedConf(LocalQueueConf):
     max_parallel: int | None = None  # runs at once; null: one per GPU, or one per core on a machine without GPUs
     timeout_min: int = 60 * 24 * 365  # budgets end runs, not this limit
     stderr_to_stdout: bool = True  # one log per run
+    # a function (cfg, ranks) that raises ValueError if a point of the sweep could not begin; null: no rehearsal
+    rehearse: str | None = "flash_grpo.run.rehearsal.rehearse"
 
 
 ConfigStore.instance().store("local_bounded", LocalBoundedConf, group="hydra/launcher", provider="flash_grpo")
@@ -30,9 +32,9 @@ ConfigStore.instance().store("local_bounded", LocalBoundedConf, group="hydra/lau
 class BoundedLocalLauncher(LocalLauncher):
     """A Hydra launcher that runs a sweep on this machine; see `LocalBoundedConf` for the parameters."""
 
-    def __init__(self, max_parallel: int | None = None, **params: Any) -> None:
+    def __init__(self, max_parallel: int | None = None, rehearse: str | None = None, **params: Any) -> None:
         super().__init__(**params)
-        self.max_parallel = max_parallel
+        self.max_parallel, self.rehearse = max_parallel, rehearse
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return launch(self, job_overrides, initial_job_idx)

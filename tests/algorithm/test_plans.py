@@ -118,22 +118,25 @@ def test_a_sliding_window_moves_on_and_wraps_around():
 
 
 @pytest.mark.parametrize(
-    ("plan", "named"),
+    ("kind", "sizes", "named"),
     [
-        (SlidingWindow(width=21, first_start=0, last_start=0), "width=21"),
-        (SlidingWindow(width=4, first_start=0, last_start=18), "width=4"),
-        (SlidingWindow(width=0, first_start=0, last_start=3), "width=0"),
-        (SlidingWindow(width=1, first_start=0, last_start=3, move="hop"), "random, slide"),
-        (OneStep(first_step=5, last_step=3), "first_step=5"),
-        (OneStep(first_step=0, last_step=20), "last_step=20"),
-        (OneStep(first_step=0, last_step=9, shared_by="galaxy"), "prompt, rollout"),
-        (OneStep(first_step=0, last_step=9, draw="sobol"), "iid, stratified"),
+        (SlidingWindow, {"width": 21, "first_start": 0, "last_start": 0}, "width=21"),
+        (SlidingWindow, {"width": 4, "first_start": 0, "last_start": 18}, "width=4"),
+        (SlidingWindow, {"width": 0, "first_start": 0, "last_start": 3}, "width=0"),
+        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "move": "hop"}, "random, slide"),
+        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "every": 0}, "every=0"),
+        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "stride": None}, "stride=null"),
+        (FullTrajectory, {"skip_last": "no"}, "skip_last=no"),
+        (OneStep, {"first_step": 5, "last_step": 3}, "first_step=5"),
+        (OneStep, {"first_step": 0, "last_step": 20}, "last_step=20"),
+        (OneStep, {"first_step": 0.5, "last_step": 3}, "first_step=0.5: must be an integer"),
+        (OneStep, {"first_step": 0, "last_step": 9, "shared_by": "galaxy"}, "prompt, rollout"),
+        (OneStep, {"first_step": 0, "last_step": 9, "draw": "sobol"}, "iid, stratified"),
     ],
-    ids=str,
 )
-def test_a_plan_that_does_not_fit_the_schedule_says_which_key(plan, named):
+def test_a_plan_that_does_not_fit_the_schedule_says_which_key(kind, sizes, named):
     with pytest.raises(ValueError, match=named):
-        plan.candidates(T)
+        kind(**sizes).candidates(T)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

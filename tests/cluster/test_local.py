@@ -57,7 +57,7 @@ hydra:
   run: {dir: .}
   sweep: {dir: study/.submitit, subdir: .}
   output_subdir: null
-  launcher: {max_parallel: 2}
+  launcher: {max_parallel: 2, rehearse: null}
 """
 
 
@@ -169,3 +169,14 @@ def test_two_runs_of_one_name_are_refused_before_any_starts(app):
     assert process.returncode == 2
     assert "./study/same" in output
     assert not list(process.folder.glob("began-*"))
+
+
+def test_a_run_that_cannot_be_started_lets_the_others_save_and_ends_the_sweep(app):
+    process = app("full", "seed=0,1", "do=wait,work")
+    (process.folder / "study/.submitit").mkdir(parents=True)
+    (process.folder / "study/.submitit/wait1").write_text("")  # where submitit would make a directory
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "wait1 cannot be started" in output
+    assert (process.folder / "saved-wait0").exists()
+    assert not (process.folder / "began-work1").exists()

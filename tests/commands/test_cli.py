@@ -60,7 +60,7 @@ BAD = {
         "method.plan._target_=flash_grpo.algorithm.plans.OneStp",
         ["method", "flash_grpo.algorithm.plans.OneStp"],
     ),
-    "no number of threads": ("threads=null", ["threads=None", "at least 1"]),
+    "no number of threads": ("threads=null", ["threads=null", "at least 1"]),
     "a name that is a path": ("run_name=a/b", ["run_name=a/b", "without a /"]),
     "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
     "a misspelt ablation": ("ablations=naive", ["ablations=naive", "naive_one_step", "no_rectification"]),
@@ -69,8 +69,11 @@ BAD = {
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),
     "a misspelt value": ("schedule.noise=lineer", ["schedule.noise=lineer", "linear, flow"]),
-    "a word for a number that may be null": ("schedule.noise_level=high", ["schedule.noise_level=high", "a number"]),
-    "a word for a bound": ("schedule.max_std=[2]", ["schedule.max_std=[2]", "a number"]),
+    "a word for a number that may be null": (
+        "schedule.noise_level=high",
+        ["schedule.noise_level=high", "a positive number, or null"],
+    ),
+    "a word for a bound": ("schedule.max_std=[2]", ["schedule.max_std=[2]", "a positive number, or null"]),
     "an SDE that reverses the latents": (
         "schedule.noise=flow schedule.noise_level=2",
         ["schedule.noise_level", "step 0", "schedule.max_std"],
@@ -88,9 +91,12 @@ BAD = {
     "a word for a truth value": ("method.rescale=maybe", ["method.rescale=maybe", "expected true or false"]),
     "no value": ("study", ["study", "expected key=value"]),
     "half a list": ("study=[a", ["study=[a", "expected key=value"]),
-    "a group of one": ("rollout.layout.group_size=1", ["rollout.group_size=1", "at least 2"]),
-    "no prompts": ("rollout.layout.num_prompts=0", ["rollout.num_prompts=0", "at least 1"]),
-    "steps that do not divide": ("training.optimizer_steps=3", ["training.optimizer_steps=3", "rollout.num_prompts=4"]),
+    "a group of one": ("rollout.layout.group_size=1", ["rollout.layout.group_size=1", "at least 2"]),
+    "no prompts": ("rollout.layout.num_prompts=0", ["rollout.layout.num_prompts=0", "at least 1"]),
+    "steps that do not divide": (
+        "training.optimizer_steps=3",
+        ["training.optimizer_steps=3", "rollout.layout.num_prompts=4"],
+    ),
     "a window wider than the schedule": (
         "method=window method.plan.width=21 method.plan.last_start=0",
         ["method.plan.width=21", "schedule.num_steps=20"],
@@ -106,9 +112,61 @@ BAD = {
     "no budget": ("budget.pflop=null", ["budget.iterations, budget.device_hours, budget.pflop"]),
     "a negative budget": ("budget.pflop=-1", ["budget.pflop=-1", "positive"]),
     "never a checkpoint": ("checkpoint.every=0", ["checkpoint.every=0", "at least 1"]),
-    "never an evaluation": ("evaluation.every=0", ["evaluation.every=0", "share of the budget"]),
+    "never an evaluation": ("evaluation.every=0", ["evaluation.every=0", "a positive number, at most 1"]),
     "an empty micro-batch": ("training.batch=0", ["training.batch=0", "at least 1"]),
     "no evaluation noise": ("evaluation.sampler.noises_per_prompt=0", ["noises_per_prompt=0", "at least 1"]),
+    # values that would void the science, or reverse it
+    "no gradient": ("optim.max_gradient_norm=0", ["optim.max_gradient_norm=0", "a positive number, or null"]),
+    "a reversed gradient": ("optim.max_gradient_norm=-1", ["optim.max_gradient_norm=-1", "positive"]),
+    "a gradient norm that is none": ("optim.max_gradient_norm=nan", ["optim.max_gradient_norm=nan", "positive"]),
+    "no advantage": ("method.advantage.clip=0", ["method.advantage.clip=0", "a positive number, or null"]),
+    "a reversed advantage": ("method.advantage.clip=-1", ["method.advantage.clip=-1", "positive"]),
+    "a negative epsilon": ("method.advantage.epsilon=-1", ["method.advantage.epsilon=-1", "positive"]),
+    "an average that extrapolates": ("optim.ema.decay=1.5", ["optim.ema.decay=1.5", "at least 0 and at most 1"]),
+    "an average of nothing": ("optim.ema.decay=nan", ["optim.ema.decay=nan", "finite"]),
+    "an average never taken": ("optim.ema.every=0", ["optim.ema.every=0", "at least 1"]),
+    "adapters of no scale": ("optim=lora optim.lora.alpha=0", ["optim.lora.alpha=0", "positive"]),
+    "adapters that change the base": ("optim=lora optim.lora.init=pissa", ["optim.lora.init=pissa", "gaussian, true"]),
+    "others that do": ("optim=lora optim.lora.init=olora", ["optim.lora.init=olora", "gaussian, true"]),
+    "one target as a word": ("optim=lora optim.lora.targets=to_q", ["optim.lora.targets=to_q", "a list"]),
+    "guidance away from the prompt": ("model.guidance=-1", ["model.guidance=-1", "at least 1"]),
+    "guidance without the prompt": ("model.guidance=0", ["model.guidance=0", "1"]),
+    "guidance that is no number": ("model.guidance=nan", ["model.guidance=nan", "finite"]),
+    "a shift without end": ("schedule.shift=inf", ["schedule.shift=inf", "finite"]),
+    "no seed": ("seed=null", ["seed=null", "an integer, at least 0"]),
+    "no learning rate": ("optim.optimizer.lr=0", ["optim.optimizer.lr=0", "positive"]),
+    "a learning rate without end": ("optim.optimizer.lr=inf", ["optim.optimizer.lr=inf", "positive"]),
+    "training away from the reward": ("+optim.optimizer.maximize=true", ["optim.optimizer.maximize", "away from"]),
+    "another method's name": ("ablations=shared_noise method=full", ["method.name=shared_noise", "plan"]),
+    "a weight under another name": (
+        "method.weigh._target_=flash_grpo.algorithm.weighting.uniform",
+        ["method.name=flash", "weighs_equally"],
+    ),
+    "a key that nothing reads": ("+optim.lr=1e-3", ["optim.lr", "nothing reads", "optimizer"]),
+    "half an iteration": ("budget.iterations=1.5", ["budget.iterations=1.5", "an integer"]),
+    # configurations that are no longer one
+    "an interpolation that leads nowhere": ("seed=${nowhere}", ["seed", "nowhere"]),
+    "one that leads nowhere in a part": ("budget.pflop=${budget.mflop}", ["budget.pflop", "budget.mflop"]),
+    "a deleted section": ("~optim", ["optim", "section"]),
+    "a deleted value": ("~seed", ["seed", "missing"]),
+    "a section that is null": ("budget=null", ["budget=null", "section"]),
+    "a part that is null": ("method.plan=null", ["method.plan=null", "section"]),
+    "a number for a section": ("budget=10", ["budget=10", "section"]),
+    "a list for a section": ("rollout=[1,2]", ["rollout=[1, 2]", "section"]),
+    "a target that is no method": ("method._target_=builtins.dict", ["method._target_=builtins.dict", "Method"]),
+    "a target that is no class": ("budget._target_=math.pi", ["budget: ", "callable", "float"]),
+    "a target in no module": ("schedule._target_=nowhere.at.all", ["schedule", "nowhere"]),
+    "a target that is empty": ("reward._target_=null", ["reward._target_", "must name"]),
+    "a plan of nothing": ("method.plan._target_=builtins.dict", ["method.plan"]),
+    "no threads": ("threads=0", ["threads=0", "at least 1"]),
+    "a parent as a name": ("run_name=..", ["run_name=..", "dot"]),
+    "a study elsewhere": ("study=../../etc", ["study=../../etc", "without a /"]),
+    "a study without a name": ("study=null", ["study", "empty"]),
+    "a method without a rate": ("method.name=mine", ["optim.optimizer.lr", "mine", "give it a value"]),
+    "no negative prompt": ("model.negative_prompt=null", ["model.negative_prompt=null", "a text"]),
+    "frames before the first": ("model.frames=-3", ["model.frames=-3", "at least 1"]),
+    "two ways to look": ("-m --cfg job", ["--cfg"]),
+    "a configuration of another name": ("--config-name nosuch", ["nosuch"]),
     "a sweep without -m": ("sweeps=ablation", ["sweeps=", "add -m"]),
     "several values without -m": ("seed=0,1", ["seed=0,1", "add -m"]),
 }
@@ -123,6 +181,43 @@ def test_bad_input_is_one_clear_line_and_exit_code_2_and_nothing_is_done(train_p
     assert err.count("\n") == 1
     assert [fragment for fragment in fragments if fragment not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["a file", "a dangling link", "below a file"])
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_an_unusable_runs_root_is_one_line(train_py, tmp_path, small, place, sweep):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere/at/all")
+    root = {"a file": "file", "a dangling link": "link", "below a file": "file/runs"}[place]
+    code, _, err = train_py(*sweep, *small, f"runs_root={root}")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert root in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_prompts_that_the_reward_does_not_know_are_refused_before_any_work(train_py, tmp_path):
+    (tmp_path / "mine.txt").write_text("a cat on a roof\n")
+    code, _, err = train_py("prompts=file", "prompts.train=mine.txt", "prompts.test=mine.txt")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "a cat on a roof" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_long_chinese_negative_prompt_fits_into_the_run_s_name():
+    name = distinguishing_name([f"model.negative_prompt={'色调艳丽，过曝，静态，细节模糊不清' * 20}"], "flash", 3)
+    assert len(name.encode()) <= 255
+    assert name.endswith("-seed3")
+    assert name.isprintable()
+
+
+def test_a_local_sweep_checks_every_point_before_it_starts_the_first(train_py, tmp_path, small):
+    code, _, err = train_py("-m", "slurm=local", *small, "run_name=r${optim.ema.every}", "optim.ema.every=1,0")
+    assert code == 2
+    assert "r0: optim.ema.every=0: must be an integer, at least 1" in err
+    assert not list(tmp_path.rglob("records.jsonl"))
 
 
 def test_an_empty_prompt_file_is_refused(train_py, tmp_path):

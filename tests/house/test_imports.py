@@ -123,12 +123,15 @@ def test_only_one_file_instantiates_what_a_configuration_names():
     assert callers == {"flash_grpo.run.build"}
 
 
-@pytest.mark.parametrize("name", ["cli", "overrides", "run/compose"])
+LIGHT = ("cli", "overrides", "run/compose", "run/settings", "records/identity", "records/slurm_job", "algorithm/ranges")
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_the_command_line_imports_nothing_heavy_until_a_run_starts(name):
     tree = ast.parse((ROOT / f"flash_grpo/{name}.py").read_text())
     first = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     first |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    light = {f"flash_grpo.{name}" for name in ("overrides", "run.compose", "records.identity", "records.slurm_job")}
+    light = {f"flash_grpo.{light.replace('/', '.')}" for light in LIGHT} | {"flash_grpo.algorithm"}
     assert {name.split(".")[0] for name in first - light} <= {"hydra", "omegaconf"} | sys.stdlib_module_names
 
 

@@ -1,0 +1,137 @@
+"""Refuse a configuration that no run can be made of, in one line that names the key, before anything is built.
+
+Hydra composes any tree. Here it must have the sections and parts that the programs read, and plain values within their
+ranges; the values of a part are checked where the part is made, see `algorithm.ranges`. Imports nothing heavy.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from flash_grpo.algorithm import ranges
+from flash_grpo.records.identity import directory_name
+
+
+class ConfigError(ValueError):
+    """Bad input, described in one line, and found before any work is done."""
+
+
+_count, _from_zero = ranges.whole, partial(ranges.whole, at_least=0)
+_bound = partial(ranges.number, above=0, null=True)
+VALUES: dict[str, Callable[[str, Any], None]] = {
+    "study": directory_name,
+    "runs_root": ranges.text,
+    "run_name": directory_name,
+    "seed": _from_zero,
+    "detach": ranges.truth,
+    "device": partial(ranges.one_of, allowed=("auto", "cpu", "cuda")),
+    "threads": partial(ranges.whole, at_most=1024),
+    "rollout.last_candidate": _from_zero,
+    "rollout.batch": _count,
+    "rollout.layout.num_prompts": _count,
+    "rollout.layout.group_size": _count,
+    "training.epochs": _count,
+    "training.optimizer_steps": _count,
+    "training.shares": ranges.text,
+    "training.batch": _count,
+    "optim.max_gradient_norm": _bound,
+    "checkpoint.every": _count,
+    "checkpoint.keep": _count,
+    "checkpoint.max_idle_starts": _count,
+    "evaluation.every": partial(ranges.number, above=0, at_most=1),
+}
+"""The plain values that a run reads, by key. `optim.max_gradient_norm=null` is no clipping."""
+
+PARTS = (
+    "model", "prompts", "reward", "schedule", "rollout.solve", "budget", "optim.optimizer",
+    "method", "method.plan", "method.weigh", "method.advantage", "evaluation.sampler", "evaluation.sampler.schedule",
+)  # fmt: skip
+"""What is made by a `_target_`, which decides about the keys beside it."""
+
+SECTIONS = ("rollout", "rollout.layout", "training", "optim", "optim.ema", "checkpoint", "evaluation")
+"""What only groups keys; a key that nothing reads is refused in it."""
+
+READ_ELSEWHERE = ("bench", "server", "measure")
+OPTIONAL = {"optim.lora", "optim.lr_of", "optim.ema.decay", "optim.ema.every", "optim.ema.phase"}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError for what is missing, unknown, of another kind or out of range. `cfg.hydra` is ignored."""
+    for key in (*SECTIONS, *PARTS, *READ_ELSEWHERE):
+        if not _section(cfg, key):
+            value = ranges.shown(_selected(cfg, key))
+            raise ConfigError(f"{key}={value}: must be a section of keys; leave it as it is, or set its keys")
+    for key in PARTS:
+        if not isinstance(_selected(cfg, f"{key}._target_"), str):
+            raise ConfigError(f"{key}._target_: must name what makes this part, see flash_grpo/conf")
+    for line in (*_missing(cfg), *_dangling(cfg, ""), *_unknown(cfg)):
+        raise ConfigError(line)
+    check_values(cfg)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raise ConfigError for a plain value out of its range, among those that are there."""
+    for key, fits in VALUES.items():
+        section, _, name = key.rpartition(".")
+        if name in _section(cfg, section):
+            value = _selected(cfg, key)
+            try:
+                fits(key, value)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+
+
+def _unknown(cfg: DictConfig) -> Iterator[str]:
+    """Yield a line for each key that no program reads: it would be set for nothing."""
+    known = {*VALUES, *PARTS, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
+    for section in ("", *SECTIONS):
+        here = {key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section}
+        for name in sorted({str(name) for name in _section(cfg, section)} - here - {"hydra"}):
+            where = f"{section}." if section else ""
+            yield f"{where}{name}: nothing reads this key; {section or 'the configuration'} has {', '.join(sorted(here))}"
+
+
+def _missing(cfg: DictConfig) -> Iterator[str]:
+    for key in VALUES:
+        section, _, name = key.rpartition(".")
+        if name not in _section(cfg, section):
+            yield f"{key}: is missing; do not delete it, give it a value"
+
+
+def _section(cfg: DictConfig, key: str) -> DictConfig:
+    """Return the section, or the whole configuration for ''; an empty one where there is no such section."""
+    node = _selected(cfg, key) if key else cfg
+    return node if isinstance(node, DictConfig) and not node._is_none() else DictConfig({})
+
+
+def _selected(cfg: DictConfig, key: str) -> Any:
+    """Return the value of a key; None if it is not there."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{key}: must be given") from error
+    except OmegaConfBaseException as error:  # a part of the key is no section
+        raise ConfigError(f"{key}: {_first_line(error)}") from error
+
+
+def _dangling(node: Any, key: str) -> Iterator[str]:
+    """Yield a line for each key whose interpolation leads nowhere."""
+    names = sorted(node, key=lambda name: name == "run_name") if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        inner = f"{key}.{name!s}" if key else str(name)
+        if inner == "hydra" or OmegaConf.is_missing(node, name):
+            continue
+        try:
+            value = node[name]
+        except OmegaConfBaseException as error:
+            yield f"{inner}: {_first_line(error)}; give it a value, as in {inner}=..."
+            continue
+        if isinstance(value, DictConfig | ListConfig) and not value._is_none():
+            yield from _dangling(value, inner)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
