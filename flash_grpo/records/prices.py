@@ -7,13 +7,11 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 PRICES = Path(__file__).with_name("prices.toml")
 SHOWN = "flash_grpo/records/prices.toml"  # the file's name in titles and messages
 WORK = ("forward", "recompute", "backward", "decode")
-
-Number = TypeVar("Number")  # a float, or an array of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,15 @@ class ModelPrices:
     backward: Price
     decode: Price
 
-    def velocity_seconds(self, velocities: Number) -> Number:
-        """Return the seconds of this many velocities, guided as in the model's recipe, without gradient."""
-        return velocities * (self.evaluations_per_velocity * self.forward.seconds)
+    @property
+    def velocity(self) -> float:
+        """Return the seconds of one velocity, guided as in the model's recipe, without gradient."""
+        return self.evaluations_per_velocity * self.forward.seconds
 
-    def update_seconds(self, states: Number) -> Number:
-        """Return the seconds of replaying this many states with gradient: forward, recomputed forward, backward, AdamW."""
-        one = self.forward.seconds + self.recompute.seconds + self.backward.seconds
-        return states * (self.evaluations_per_velocity * one)
+    @property
+    def update(self) -> float:
+        """Return the seconds of replaying one state with gradient: forward, recomputed forward, backward, AdamW."""
+        return self.evaluations_per_velocity * (self.forward.seconds + self.recompute.seconds + self.backward.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,8 @@ def load_prices(file: Path = PRICES) -> Prices:
 
 
 def _model(name: str, entry: dict[str, Any]) -> ModelPrices:
-    return ModelPrices(name=name, **{key: Price(**value) if key in WORK else value for key, value in entry.items()})
+    work: dict[str, Any] = {key: Price(**entry[key]) for key in WORK}
+    return ModelPrices(name=name, **entry | work)
 
 
 def _known(entries: dict[str, Any], name: str, kind: str) -> Any:
