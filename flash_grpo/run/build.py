@@ -1,6 +1,7 @@
 """Build a run's objects from its configuration. No other file instantiates what a configuration names."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
-from flash_grpo.algorithm.protocols import Policy, Reward
+from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
@@ -89,7 +90,8 @@ Planned = tuple[FlowSchedule, Method, Prompts, Layout]
 def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: Planned) -> Trainer:
     """Connect policy, reward and the planned parts to a trainer. parts: as returned by `planned`."""
     schedule, method, prompts, layout = parts
-    meter, journal = Meter(ranks, policy.flops), Journal(ranks, policy.forwards_together)
+    flops = replace(policy.flops, score=score_flops(reward, _video_shape(cfg), _median_text(prompts)))
+    meter, journal = Meter(ranks, flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
         policy=policy,
         reward=reward,
@@ -124,6 +126,15 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         journal=journal,
         seed=cfg.seed,
     )
+
+
+def _video_shape(cfg: DictConfig) -> tuple[int, ...]:
+    return (cfg.model.frames, cfg.model.height, cfg.model.width, 3)
+
+
+def _median_text(prompts: Prompts) -> str:
+    """Return a training text of median length: FLOPs of a reward that reads the text are counted with it."""
+    return sorted(prompts.train, key=len)[len(prompts.train) // 2]
 
 
 def tiny_sizes(cfg: DictConfig) -> str:
