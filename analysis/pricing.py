@@ -43,7 +43,9 @@ class Pricing:
     @property
     def note(self) -> str:
         """Return what a reader must know about the estimate, for the head of the page."""
-        rewards = " + ".join(f"{name} ({price.seconds:.3g} s a video)" for name, price in self.rewards.items())
+        rewards = " + ".join(
+            f"{name} ({price.seconds:.3g} s a video, {price.known})" for name, price in self.rewards.items()
+        )
         return (
             f"Costs are estimates, not measurements: this study's counts × the unit prices of {self.model.words} on "
             f"{self.device} ({SHOWN}). A velocity takes {self.model.velocity:.3g} s, an update of one state "

@@ -16,8 +16,8 @@ from flash_grpo.records.prices import SHOWN, Prices
 INCLUDED = {"transformer": TRANSFORMER, "+ decodes": (*TRANSFORMER, "decode"), "+ rewards": pricing.PHASES}
 MEASURED = ("Stability", "Mechanism")  # sections without a cost of training in them
 CAPTIONS = {"cost_per_iteration": "Counts of an iteration × unit prices. Factors are to Flash-GRPO."}
-RANKING = """Rank of a method's mean reward on its SDE, at the largest cost that all runs reached, in parentheses; the
-rewards are in the next table, with intervals."""
+RANKING = """All costs of training on this page are estimates, see the note above. The ranking is of the methods' mean rewards,
+on each SDE, at the largest cost that all runs reached, which stands in parentheses."""
 
 
 def scenarios(study: Study, prices: Prices, rewards: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -67,7 +67,7 @@ def priced_sections(given: Material, by: Pricing, prices: Prices, measured: Stud
     given: made from the priced study. measured: the study as it was recorded.
     """
     shown = list(_first(by, prices, measured)) if len(given.summaries) else []
-    first = Section(title=f"Priced for {by.model.words}", text=by.note, shown=shown)
+    first = Section(title=f"Priced for {by.model.words}", text=RANKING, shown=shown)
     return [first, *(_marked(section, by) for section in sections.all_sections(given))]
 
 
@@ -77,10 +77,10 @@ def _first(by: Pricing, prices: Prices, measured: Study) -> Iterator[Shown]:
     names = ", ".join(model.words for model in prices.models.values())
     title = f"Ranking at equal cost: estimated for {names}"
     ranks = ranking_table(rewards)
-    yield Shown(name="ranking", title=title, caption=f"{changed(ranks)} {RANKING} {hours}", table=ranks)
+    yield Shown(name="ranking", title=title, caption=f"{changed(ranks)} {hours}", table=ranks)
     caption = f"{sections.MEANS} {hours}"
     yield Shown(name="ranking_rewards", title="The rewards behind the ranks", caption=caption, table=rewards)
-    caption = f"Seconds of one {by.model.device}, from {SHOWN}."
+    caption = f"Of one {by.model.device} where the source does not name another device. From {SHOWN}."
     yield Shown(name="prices", title="Unit prices", caption=caption, table=pricing.price_table(by))
 
 

@@ -21,6 +21,11 @@ class Price:
     seconds: float
     source: str
 
+    @property
+    def known(self) -> str:
+        """Return in a word how the price is known: measured, estimated or reported."""
+        return self.source.replace(":", " ").replace(",", " ").split()[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPrices:
