@@ -1,8 +1,9 @@
 """Show how the ranking of methods changes with the prices, and mark what is an estimate: the report's part on `--prices`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -20,25 +21,40 @@ RANKING = """All costs of training on this page are estimates, see the note abov
 on each SDE, at the largest cost that all runs reached, which stands in parentheses."""
 
 
-def scenarios(study: Study, prices: Prices, rewards: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each way of counting the cost, in words with the equal cost, and its `curves.run_summaries`."""
-    summaries = curves.run_summaries(study, "pflop")
-    yield f"this study's PFLOP ({curves.equal_budget(study, 'pflop'):.3g})", summaries
+def scenarios(study: Study, prices: Prices, rewards: tuple[str, ...] = ()) -> dict[str, pd.DataFrame]:
+    """Return the study's `curves.run_summaries` by way of counting the cost, in words with the equal cost in parentheses."""
+    counted = {f"this study's PFLOP ({curves.equal_budget(study, 'pflop'):.3g})": curves.run_summaries(study, "pflop")}
     for name, model in prices.models.items():
         by = pricing.pricing(prices, name, study, rewards)
         for words, phases in INCLUDED.items():
             priced = pricing.priced(study, by, phases)
-            hours = curves.equal_budget(priced, COST)
-            yield f"{model.words.split()[-1]}, {words} ({hours:.3g} h)", curves.run_summaries(priced, COST)
+            hours = f"{curves.equal_budget(priced, COST):.3g} h"
+            counted[f"{model.words.split()[-1]}, {words} ({hours})"] = curves.run_summaries(priced, COST)
+    return counted
 
 
-def reward_table(study: Study, prices: Prices, rewards: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return each method's reward at equal cost, a column for each way of counting the cost."""
-    columns = dict(scenarios(study, prices, rewards))
+def reward_table(counted: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return each method's reward at equal cost, a column for each way of counting the cost. counted: `scenarios`."""
+    return _by_method(counted, _reward)
+
+
+def cost_table(counted: dict[str, pd.DataFrame], reference: str = "flash") -> pd.DataFrame:
+    """Return what an iteration of each method costs as a multiple of the reference's, NaN without it."""
+
+    def times(summaries: pd.DataFrame, arm: str, noise: str) -> float:
+        same = summaries[summaries["noise"] == noise]
+        each = (same["spent"] / same["iterations"]).groupby(same["arm"]).mean()
+        return float(each[arm] / each.get(reference, np.nan))
+
+    table = _by_method(counted, times)
+    return table.rename(columns={name: name.partition(" (")[0] for name in counted})
+
+
+def _by_method(counted: dict[str, pd.DataFrame], cell: Callable[[pd.DataFrame, str, str], object]) -> pd.DataFrame:
     rows = [
         {"Method": style.look(arm).name, "SDE noise": noise, "n": len(rows)}
-        | {words: _reward(summaries, arm, noise) for words, summaries in columns.items()}
-        for noise, arm, rows in tables.arms(next(iter(columns.values())))
+        | {words: cell(summaries, arm, noise) for words, summaries in counted.items()}
+        for noise, arm, rows in tables.arms(next(iter(counted.values())))
     ]
     return pd.DataFrame(rows)
 
@@ -72,7 +88,8 @@ def priced_sections(given: Material, by: Pricing, prices: Prices, measured: Stud
 
 
 def _first(by: Pricing, prices: Prices, measured: Study) -> Iterator[Shown]:
-    rewards = reward_table(measured, prices, tuple(by.rewards))
+    counted = scenarios(measured, prices, tuple(by.rewards))
+    rewards = reward_table(counted)
     hours = f"h: estimated device-hours on {by.device}, prices from {SHOWN}; rewards: {', '.join(by.rewards)}."
     names = ", ".join(model.words for model in prices.models.values())
     title = f"Ranking at equal cost: estimated for {names}"
@@ -80,6 +97,8 @@ def _first(by: Pricing, prices: Prices, measured: Study) -> Iterator[Shown]:
     yield Shown(name="ranking", title=title, caption=f"{changed(ranks)} {hours}", table=ranks)
     caption = f"{sections.MEANS} {hours}"
     yield Shown(name="ranking_rewards", title="The rewards behind the ranks", caption=caption, table=rewards)
+    title, caption = "Cost of an iteration as a multiple of Flash-GRPO's", f"Means over seeds. {hours}"
+    yield Shown(name="relative_cost", title=f"{title}: estimated", caption=caption, table=cost_table(counted))
     caption = f"Of one {by.model.device} where the source does not name another device. From {SHOWN}."
     yield Shown(name="prices", title="Unit prices", caption=caption, table=pricing.price_table(by))
 

@@ -10,7 +10,7 @@ from test_study import write_run
 
 from analysis import curves, report
 from analysis.pricing import COST, counts, priced, pricing
-from analysis.ranking import ranking_table, reward_table
+from analysis.ranking import changed, cost_table, ranking_table, reward_table, scenarios
 from analysis.study import load_study
 from flash_grpo.records.prices import ModelPrices, Price, Prices
 
@@ -121,7 +121,8 @@ def flipped(tmp_path_factory):
 
 
 def test_the_ranking_flips_where_decodes_cost(flipped):
-    rewards = reward_table(load_study(flipped), PRICES)
+    counted = scenarios(load_study(flipped), PRICES)
+    rewards = reward_table(counted)
     ranks = ranking_table(rewards)
     assert list(ranks["Method"]) == ["Full trajectory (Flow-GRPO)", "Flash-GRPO (ITG + TGR)"]
     names = list(ranks.columns[3:])
@@ -135,6 +136,10 @@ def test_the_ranking_flips_where_decodes_cost(flipped):
     assert flash.value == pytest.approx(1.5 + 0.6)
     assert full.value == pytest.approx(1.5 + 0.6 * (20 * 60 / 520) / 20)
     assert (flash.n, full.n) == (3, 3)
+    assert changed(ranks) == "In 2 of 2 rows a rank changes with the prices."
+    times = cost_table(counted).iloc[:, 3:].to_numpy()
+    assert times[0] == pytest.approx([(80 + 40) / (12 + 4), 520 / 60, 530 / 560, 550 / 1560])
+    assert times[1] == pytest.approx([1, 1, 1, 1])
 
 
 def test_the_report_says_on_everything_with_a_cost_that_it_is_an_estimate(flipped, tmp_path, capsys):
@@ -155,7 +160,7 @@ def test_the_report_says_on_everything_with_a_cost_that_it_is_an_estimate(flippe
     assert "estimated" in titles["ranking"]
     assert "pickscore (0.12 s a video, estimated): as asked for" in page
     assert "note: Costs are estimates" in capsys.readouterr().out
-    for name in ("ranking", "ranking_rewards", "prices"):
+    for name in ("ranking", "ranking_rewards", "relative_cost", "prices"):
         assert {file.suffix for file in tmp_path.glob(f"{name}.*")} == {".md", ".csv", ".tex"}
     assert words in (tmp_path / "comparison.tex").read_text().replace(r"\_", "_")
     sources = [row["Source"] for row in csv.DictReader((tmp_path / "prices.csv").open())]
