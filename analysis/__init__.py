@@ -4,4 +4,5 @@ This package reads the files that `flash_grpo.records.schema` describes and impo
 torch, so it runs on a laptop on copied records. `study` loads the runs, `curves` turns data frames into arrays with seeds as
 rows, and `statistics` are pure functions of such arrays. `tables`, `figures`, `ablation`, `stability`, `mechanism`, `paper`
 and `verdicts` are functions that take data frames and return one, or draw on an `ax`. `report` puts all of it on one page.
+`pricing` replaces a study's costs by estimates for another model, and `ranking` shows what that changes.
 """

@@ -8,7 +8,8 @@ import pandas as pd
 from analysis import statistics, style
 from analysis.study import Study
 
-# cost axis -> (column of the records, divisor, (axis label, unit), the same if device-seconds are CPU seconds, or None)
+# cost axis -> (column of the records, divisor, (axis label, unit), the same if device-seconds are CPU seconds, or None);
+# estimated_hours is of a priced study, see `pricing`
 COSTS = {
     "device_seconds": (
         "cost.device_seconds",
@@ -18,6 +19,7 @@ COSTS = {
     ),
     "device_hours": ("cost.device_seconds", 3600.0, ("GPU-hours", "GPU-h"), ("Device-hours (CPU-hours)", "CPU-h")),
     "gpu_days": ("cost.device_seconds", 86400.0, ("GPU-days", "GPU-days"), ("Device-days (CPU-days)", "CPU-days")),
+    "estimated_hours": ("cost.device_seconds", 3600.0, ("Estimated device-hours", "estimated device-h"), None),
     "pflop": ("cost.pflop", 1.0, ("PFLOP", "PFLOP"), None),
     "forward_evaluations": ("cost.forward_evaluations", 1.0, ("Transformer forwards (samples)", "forwards"), None),
     "iterations": ("iteration", 1.0, ("Iterations", "iterations"), None),

@@ -52,7 +52,7 @@ def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
         for phase, seconds in _phase_means(summaries, arm, phases).items():
             ax.barh(row, seconds, left=left, height=0.62, color=style.look(arm).color, alpha=shades[phase], linewidth=0)
             left += seconds
-        note = f" {left:.3g} s  ({left / reference:.2f}×)"
+        note = f" {f'{left:.3g}' if left < 1000 else f'{left:,.0f}'} s  ({left / reference:.2f}×)"
         ax.text(left, row, note, va="center", fontsize=8, color="#333333")
     for phase in phases:
         ax.barh(np.nan, np.nan, color="#444444", alpha=shades[phase], label=phase)
@@ -62,7 +62,7 @@ def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
     ax.margins(x=0.28)
     ax.set_xlabel("Device-seconds per iteration (mean over seeds)")
     if arms:
-        ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+        ax.legend(ncols=len(phases), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     return ax
 
 

@@ -11,18 +11,20 @@ from typing import Any
 
 import jinja2
 
-from analysis import curves, render, style, tables
+from analysis import curves, pricing, ranking, render, style, tables
 from analysis.drawing import SIZE
 from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
+from flash_grpo.records.prices import SHOWN, load_prices
 
 HERE = Path(__file__).parent
 
 
-def make_report(given: Material, output: Path) -> Path:
-    """Write every figure, table and the page into `output`; return the page's path."""
+def make_report(given: Material, output: Path, sections: list[Section] | None = None) -> Path:
+    """Write every figure, table and the page into `output`; return the page's path. sections: default `all_sections`."""
     output.mkdir(parents=True, exist_ok=True)
-    blocks = [_as_block(section, output) for section in all_sections(given)]
+    sections = all_sections(given) if sections is None else sections
+    blocks = [_as_block(section, output) for section in sections]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
     page = output / "index.html"
     css = (HERE / "report.css").read_text()
@@ -95,25 +97,67 @@ def print_summary(given: Material) -> None:
         print(f"note: {note}")
 
 
-def _beside(study: Path) -> Path:
-    """Return where to write the report: `report/` in a study's directory, or `NAME_report` next to an archive."""
-    return study / "report" if study.is_dir() else study.with_name(study.name.split(".")[0] + "_report")
+def _beside(study: Path, model: str | None) -> Path:
+    """Return where to write the report: `report/` in a study's directory, or `NAME_report` next to an archive.
+
+    model: whose prices the costs have, if any; it is added to the name.
+    """
+    name = "report" if model is None else f"report_{model}"
+    return study / name if study.is_dir() else study.with_name(f"{study.name.split('.')[0]}_{name}")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _priced_report(study: Study, options: argparse.Namespace, output: Path) -> Path:
+    """Print and write the report in the estimated device-hours of another model; ValueError if it cannot be priced."""
+    prices = load_prices()
+    by = pricing.pricing(prices, options.prices, study, options.reward)
+    given = material(pricing.priced(study, by), pricing.COST, options.target)
+    given.study.notes.append(by.note)
+    print_summary(given)
+    return make_report(given, output, ranking.priced_sections(given, by, prices, study))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.split("\n")[0])
     parser.add_argument("study", nargs="+", type=Path, help="directories of runs, read as one study")
     parser.add_argument("--output", type=Path, help="where to write (default: report/ in the first study)")
-    parser.add_argument(
-        "--cost", choices=list(curves.COSTS), default="device_seconds", help="cost axis and equal budget"
-    )
+    costs = [cost for cost in curves.COSTS if cost != pricing.COST]
+    parser.add_argument("--cost", choices=costs, help="cost axis and equal budget (default: device_seconds)")
     parser.add_argument("--target", type=float, help="reward for cost-to-target (default: half of the best gain)")
+    known = load_prices()
+    parser.add_argument(
+        "--prices", metavar="MODEL", help=f"estimate costs for another model: {', '.join(known.models)} ({SHOWN})"
+    )
+    parser.add_argument(
+        "--reward",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help=f"with --prices, a reward that scores every video: {', '.join(known.rewards)} (default: the study's own, if it "
+        "has a price, else the model's usual one)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
     options = parser.parse_args(arguments)
     if absent := [path for path in options.study if not path.exists()]:
         parser.error(f"no such study: {', '.join(map(str, absent))}")
-    given = material(load_study(*options.study), options.cost, options.target)
-    print_summary(given)
-    page = make_report(given, options.output or _beside(options.study[0]))
+    if options.prices and options.cost:
+        parser.error("--cost: --prices has an axis of its own, estimated device-hours; leave out one of the two")
+    if options.reward and not options.prices:
+        parser.error("--reward: it is priced, not computed; name a model too: --prices MODEL")
+    output = options.output or _beside(options.study[0], options.prices)
+    study = load_study(*options.study)
+    if options.prices:
+        try:
+            page = _priced_report(study, options, output)
+        except ValueError as error:
+            parser.error(str(error))
+    else:
+        given = material(study, options.cost or "device_seconds", options.target)
+        print_summary(given)
+        page = make_report(given, output)
     print(f"Report: {page}")
     return 0
 

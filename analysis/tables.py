@@ -16,11 +16,12 @@ def comparison_table(study: Study, summaries: pd.DataFrame, cost: str = "device_
     """Return a row per method and SDE noise: means over finished seeds with 95 % intervals, or the seeds' values if n < 3."""
     budget = curves.equal_budget(study, cost)
     at_budget = f"Reward at {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
-    rows = [_comparison_row(study, rows, arm, noise, at_budget) for noise, arm, rows in _arms(summaries)]
+    rows = [_comparison_row(study, rows, arm, noise, at_budget) for noise, arm, rows in arms(summaries)]
     return pd.DataFrame(rows)
 
 
-def _arms(summaries: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+def arms(summaries: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Return SDE noise, arm and rows of each arm, in the order of the tables."""
     return [
         (noise, arm, part[part["arm"] == arm])
         for noise, part in curves.by_noise(summaries)
@@ -67,7 +68,7 @@ def cost_table(summaries: pd.DataFrame, reference: str = "flash") -> pd.DataFram
     summaries = summaries.assign(each=summaries["device_seconds"] / summaries["iterations"])
     teaser = paper.teaser_factors()
     rows = []
-    for noise, arm, some in _arms(summaries):
+    for noise, arm, some in arms(summaries):
         same = summaries[summaries["noise"] == noise]
         ratio = curves.by_seed(same, arm, "each") / curves.by_seed(same, reference, "each")
         rows.append(

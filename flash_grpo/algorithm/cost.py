@@ -44,8 +44,8 @@ class Counts:
         return pflop(flops, self.forwards(evaluations_per_velocity, kl), self.backwards(evaluations_per_velocity))
 
     def pflop_all(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool) -> float:
-        """PFLOP of transformer and decoder: `records.schema.Cost.pflop_all`."""
-        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * self.videos * flops.decode
+        """PFLOP of transformer, decoder and reward: `records.schema.Cost.pflop_all`."""
+        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * self.videos * (flops.decode + flops.score)
 
 
 def pflop(flops: UnitFlops, forwards: float, backwards: float) -> float:

@@ -81,6 +81,14 @@ class Answered:
         return self.scores
 
 
+def score_flops(reward: Reward, video_shape: tuple[int, ...], text: str) -> float:
+    """Return the FLOPs of scoring one video, (F, H, W, 3), against a text; 0 for a reward that has no `flops` of its own.
+
+    A reward that is not a network has none, and one on a server does not know its own.
+    """
+    return reward.flops(video_shape, text) if hasattr(reward, "flops") else 0.0
+
+
 def ask(reward: Reward, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Asked:
     """Have the videos scored: now, or, by a reward with an `ask` of its own, elsewhere while the caller goes on."""
     return reward.ask(video_BFHWC, text) if hasattr(reward, "ask") else Answered(reward(video_BFHWC, text))

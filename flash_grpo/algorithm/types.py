@@ -153,6 +153,9 @@ class UnitFlops:
     decode: float = 0.0
     """Of decoding one video."""
 
+    score: float = 0.0
+    """Of scoring one video by the networks of the reward, see `protocols.score_flops`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:

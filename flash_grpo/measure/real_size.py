@@ -1,8 +1,8 @@
 """Measure a rollout, its decoding, a reward and its update at the size of a real model, with random weights.
 
 The trainer's own rollout and update run on random weights of the configured architecture, so no file is needed; the reward
-is a stub. TFLOP/s count the model's own FLOPs (a backward is two forwards), not those that gradient checkpointing computes
-again. To make it faster: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
+is a stub. TFLOP/s count all that is computed: forwards, backwards, and what gradient checkpointing computes again. To make
+it faster: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.repeats=1.
 """
 
 import copy

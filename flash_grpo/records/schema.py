@@ -48,7 +48,9 @@ class Cost:
     """Videos scored by the reward."""
 
     pflop_all: float = 0.0
-    """`pflop` and the decoder's. A reward, network or not, costs seconds only, see `reward_seconds`."""
+    """`pflop`, the decoder's, and those of the reward's networks on this run's own devices. A reward that is not a network,
+    or is on a server, costs seconds only, see `reward_seconds`.
+    """
 
     rollout_seconds: float = 0.0
     """device_seconds of denoising, decoding excluded."""

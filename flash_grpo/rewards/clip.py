@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPVisionModelWithProjection
 
 from flash_grpo.hub import local_folder
+from flash_grpo.rewards.flops import clip_flops, clip_vision_flops
 from flash_grpo.rewards.frames import scorer_device
 
 
@@ -33,6 +34,10 @@ class PickScore:
             AutoTokenizer.from_pretrained(folder),
         )
         self._device = device
+
+    def flops(self, image_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one image; every image is resized, and a text counts with the greatest length."""
+        return clip_flops(self._model.config)
 
     @torch.no_grad()
     def __call__(self, image_NHWC: torch.Tensor, text: list[str]) -> torch.Tensor:
@@ -64,6 +69,10 @@ class Aesthetic:
                 f"reward.scorer.head={head}: there is no such file; see conf/reward/aesthetic.yaml"
             ) from error
         self._head.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
+
+    def flops(self, image_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one image; every image is resized."""
+        return clip_vision_flops(self._model.config)
 
     @torch.no_grad()
     def __call__(self, image_NHWC: torch.Tensor, text: list[str]) -> torch.Tensor:

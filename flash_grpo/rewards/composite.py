@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from flash_grpo.algorithm import ranges
-from flash_grpo.algorithm.protocols import Asked, Reward, ask
+from flash_grpo.algorithm.protocols import Asked, Reward, ask, score_flops
 from flash_grpo.algorithm.types import Scores
 
 
@@ -26,11 +26,14 @@ class CompositeReward:
                 f"reward.weights: it names {', '.join(sorted(self.weights)) or 'nothing'}, reward.rewards "
                 f"{', '.join(sorted(self.rewards)) or 'nothing'}; both must name the same"
             )
-
         for name, weight in self.weights.items():
             ranges.number(f"reward.weights.{name}", weight)
         if not any(self.weights.values()):
             raise ValueError("reward.weights: all are 0, so nothing would be trained")
+
+    def flops(self, video_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one video (F, H, W, 3) by all rewards."""
+        return sum(score_flops(reward, video_shape, text) for reward in self.rewards.values())
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         return self.ask(video_BFHWC, text).get()

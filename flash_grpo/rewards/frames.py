@@ -41,6 +41,14 @@ class FrameReward:
         ranges.whole("reward.batch", self.batch)
         ranges.number("reward.best", self.best, above=0, at_most=1)
 
+    def flops(self, video_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one video (F, H, W, 3): an image's, times the frames that are scored.
+
+        A scorer that is a network has `flops(image_shape, text)`; any other counts as 0.
+        """
+        image = self.scorer.flops(video_shape[1:], text) if hasattr(self.scorer, "flops") else 0.0
+        return len(range(0, video_shape[0], self.every)) * image
+
     @torch.no_grad()
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         chosen = video_BFHWC[:, :: self.every]

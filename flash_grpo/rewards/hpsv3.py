@@ -15,6 +15,7 @@ from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil
 
 from flash_grpo.hub import local_folder
 from flash_grpo.rewards.clip import as_images
+from flash_grpo.rewards.flops import qwen_flops
 from flash_grpo.rewards.frames import scorer_device
 from flash_grpo.rewards.qwen import RewardModel, conversation, load_weights, texts_of, tokenizer_with
 
@@ -69,6 +70,11 @@ class HPSv3:
         token = self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         score_N1O = self.model(**inputs.to(self._device), at_tokens=[token])
         return score_N1O[:, 0, 0]
+
+    def flops(self, image_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one image (H, W, 3)."""
+        inputs = self.prepared(as_images(torch.zeros(1, *image_shape, dtype=torch.uint8)), [text])
+        return qwen_flops(self.model.trunk.config, inputs.image_grid_thw[0].tolist(), inputs.input_ids.shape[1])
 
     def prepared(self, images: list[Image.Image], text: list[str]):
         """Return the inputs that Qwen2-VL's processor would make: one image token for each merged patch of an image."""

@@ -16,6 +16,7 @@ from transformers import BatchFeature, Qwen2VLConfig, Qwen2VLImageProcessorPil
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.hub import local_folder
 from flash_grpo.rewards.clip import as_images
+from flash_grpo.rewards.flops import qwen_flops
 from flash_grpo.rewards.frames import scorer_device
 from flash_grpo.rewards.qwen import RewardModel, conversation, load_weights, texts_of, tokenizer_with
 
@@ -99,6 +100,13 @@ class VideoAlign:
         logit_B3 = torch.cat([self._logits(video_BFHWC[some], [text[row] for row in some.tolist()]) for some in rows])
         part_B3 = (logit_B3 - self._mean_3) / self._std_3
         return Scores(total_B=part_B3.sum(1), parts=dict(zip(PARTS, part_B3.unbind(1), strict=True)))
+
+    def flops(self, video_shape: tuple[int, ...], text: str) -> float:
+        """Return the FLOPs of scoring one video (F, H, W, 3), its adapters included."""
+        inputs, trunk = self.prepared(torch.zeros(1, *video_shape, dtype=torch.uint8), [text]), self.model.trunk
+        adapters = sum(value.numel() for name, value in trunk.named_parameters() if ".lora_" in name)
+        grid = inputs["video_grid_thw"][0].tolist()
+        return qwen_flops(trunk.config, grid, inputs["input_ids"].shape[1], adapters)
 
     def _logits(self, video_BFHWC: torch.Tensor, text: list[str]) -> torch.Tensor:
         tokens = self._tokenizer.convert_tokens_to_ids(list(TOKENS))

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
-from flash_grpo.algorithm.protocols import Policy, Reward
+from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
@@ -105,7 +106,8 @@ Planned = tuple[FlowSchedule, Method, Prompts, Layout]
 def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: Planned) -> Trainer:
     """Connect policy, reward and the planned parts to a trainer. parts: as returned by `planned`."""
     schedule, method, prompts, layout = parts
-    meter, journal = Meter(ranks, policy.flops), Journal(ranks, policy.forwards_together)
+    flops = replace(policy.flops, score=score_flops(reward, _video_shape(cfg), _median_text(prompts)))
+    meter, journal = Meter(ranks, flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
         policy=policy,
         reward=reward,
@@ -140,6 +142,15 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         journal=journal,
         seed=cfg.seed,
     )
+
+
+def _video_shape(cfg: DictConfig) -> tuple[int, ...]:
+    return (cfg.model.frames, cfg.model.height, cfg.model.width, 3)
+
+
+def _median_text(prompts: Prompts) -> str:
+    """Return a training text of median length: FLOPs of a reward that reads the text are counted with it."""
+    return sorted(prompts.train, key=len)[len(prompts.train) // 2]
 
 
 def tiny_sizes(cfg: DictConfig) -> str:

@@ -113,6 +113,6 @@ def added(cost: Cost, spent: dict[str, float], flops: UnitFlops) -> Cost:
         recomputed_evaluations=cost.recomputed_evaluations + (backwards if flops.recompute else 0),
         decodes=cost.decodes + decodes,
         scored_videos=cost.scored_videos + scored,
-        pflop_all=cost.pflop_all + transformer + 1e-15 * decodes * flops.decode,
+        pflop_all=cost.pflop_all + transformer + 1e-15 * (decodes * flops.decode + scored * flops.score),
         **{f"{phase}_seconds": getattr(cost, f"{phase}_seconds") + spent[phase] for phase in COST_PHASES},
     )

@@ -8,6 +8,7 @@ from flash_grpo.algorithm.cost import Counts, counted, distinct_states, expected
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.records.schema import COST_PHASES
 from flash_grpo.run.build import planned
+from flash_grpo.tiny_world.reward import ShapesReward
 
 METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
 
@@ -43,6 +44,18 @@ def test_the_counts_are_what_the_meter_counts(trainer, name, more):
         phases = [getattr(cost, f"{phase}_seconds") for phase in COST_PHASES]
         assert sum(phases) == pytest.approx(cost.device_seconds)
         assert min(phases) > 0
+
+
+def test_a_reward_that_is_a_network_is_in_the_flops_of_all(trainer, monkeypatch):
+    """With the shape of the run's videos and one of its prompts; the transformer's own PFLOP stay."""
+    plain = trainer().iterate(1).cost
+    monkeypatch.setattr(ShapesReward, "flops", lambda _, shape, text: 1e9 * shape[0] * len(text), raising=False)
+    small = trainer()
+    cost, text = small.iterate(1).cost, sorted(small.prompts.train, key=len)[len(small.prompts.train) // 2]
+    assert cost.pflop == plain.pflop
+    assert cost.pflop_all - plain.pflop_all == pytest.approx(8 * 1e-15 * 1e9 * 9 * len(text))
+    counts = counted(small.method, small.layout, len(small.schedule), small.seed, 1, small.rollouts.at_once)
+    assert counts.pflop_all(1, small.meter.flops, kl=False) == pytest.approx(cost.pflop_all)
 
 
 def test_transitions_without_an_advantage_are_not_counted(trainer):

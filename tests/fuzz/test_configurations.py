@@ -25,7 +25,8 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 VALUES = (
     "null", "true", "no", "0", "1", "2", "-1", "7", "0.5", "1.5", "-0.1", "1e-30", "1e300", "nan", "inf", "-inf", "''", "word",
     "[]", "[1,a]", "{}", "{a:1}", "${nowhere}", "${seed}", "${oc.env:HOME}", "???", "..", "/etc", "a/b", "~", "x=y", "\u00fc",
-    "'\u4e2d'", "'a b'", "'a\nb'", f"{10**30}", "w" * 300, "builtins.dict", "flash_grpo.algorithm.plans.FullTrajectory", "'$(ls)'",
+    "'\u4e2d'", "'a b'", "'a\nb'", f"{10**30}", "w" * 300, "builtins.dict",
+    "flash_grpo.algorithm.plans.FullTrajectory", "'$(ls)'",
 )  # fmt: skip
 LEFT_OUT = (
     "rollout.layout",

@@ -40,6 +40,7 @@ def test_the_wheel_holds_every_configuration_file(wheel):
 def test_the_wheel_holds_the_packages_and_the_tiny_checkpoint(wheel):
     names = set(wheel.namelist())
     wanted = {"flash_grpo/cli.py", "analysis/report.py", "hydra_plugins/flash_grpo_plugins/local.py"}
+    wanted |= {"flash_grpo/records/prices.toml"}
     weights = [name for name in names if "tiny_world/checkpoint" in name and name.endswith(".safetensors")]
     assert wanted <= names
     assert weights

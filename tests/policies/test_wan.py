@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
 from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.cost import Counts
 from flash_grpo.algorithm.denoise import denoise
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.schedule import flow_schedule
@@ -366,6 +367,29 @@ def test_the_real_models_have_their_sizes_on_the_meta_device(config, model, para
     assert adapted.recompute == 0
     add_lora(transformer, **cfg.optim.lora)
     assert sum(value.numel() for value in transformer.parameters() if value.requires_grad) == lora
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_an_iteration_of_flash_on_the_1_3b_by_hand(config, checkpointing):
+    """48 x 8 videos of 20 guided velocities, and one state of each trained, by LoRA of rank 16 on eight matrices a block.
+
+    A LoRA's backward goes through every matrix and every adapter for the input's gradient, and makes a second product for
+    each adapter and each product of attention, but none for a frozen matrix.
+    """
+    cfg = config("model=wan21_1p3b", "optim=lora")
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**cfg.model.architecture)
+    sizes = WanVideoDecoder(AutoencoderKLWan()), (16, 21, 60, 104), 512
+    flops = unit_flops(transformer, *sizes, cfg.optim.lora, gradient_checkpointing=checkpointing)
+    base, projections = by_hand(transformer.config)
+    adapters = 30 * 2 * 2 * 16 * 1536 * (6 * 21 * 30 * 52 + 2 * 512)
+    forward, backward = base + adapters, 2 * (base + adapters) - projections
+    counts = Counts(rollout_velocities=384 * 20, trained_states=384, videos=384)
+    again = forward if checkpointing else 0
+    by_count = 1e-15 * (2 * 384 * 21 * forward + 2 * 384 * (backward + again))
+    assert counts.pflop(2, flops, kl=False) == pytest.approx(by_count, rel=3e-4)
+    assert counts.pflop(2, flops, kl=False) == pytest.approx(5163.5 if checkpointing else 4945.7, abs=0.1)
+    assert counts.pflop_all(2, flops, kl=False) - counts.pflop(2, flops, kl=False) == pytest.approx(105.7, abs=0.1)
 
 
 @pytest.mark.parametrize(("recipe", "steps", "last"), [("wan21_1p3b", 20, 9), ("wan21_14b", 12, 5)])

@@ -1,8 +1,11 @@
 """A small random Qwen2-VL with its own tokenizer and preprocessing, in the published layout on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessorPil
 
 TEXTS = ["a red cat", "the dog runs in snow"]
@@ -71,3 +74,10 @@ def write(folder: Path, more_tokens: int) -> Qwen2VLConfig:
 def published(name: str) -> str:
     """The name of a parameter in transformers 4.45, in which HPSv3 and VideoReward were saved."""
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+
+
+def counted(work: Callable[[], object]) -> int:
+    """The FLOPs that torch counts while the work is done for real."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()

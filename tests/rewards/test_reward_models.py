@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 from small_qwen import TEXTS
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, Qwen2VLForConditionalGeneration
 
+from flash_grpo.algorithm.protocols import score_flops
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.overrides import composed_outside
+from flash_grpo.rewards.brightness import brightness
 from flash_grpo.rewards.clip import Aesthetic, PickScore, aesthetic_head
 from flash_grpo.rewards.composite import CompositeReward
 from flash_grpo.rewards.frames import FrameReward
@@ -190,3 +192,23 @@ def test_composite_weighs_by_name():
     assert {name: part[0].item() for name, part in scores.parts.items()} == {"a": 1.0, "b": 10.0}
     with pytest.raises(ValueError, match=r"reward\.weights"):
         CompositeReward(rewards={"a": always(1.0)}, weights={"b": 1.0})
+
+
+def test_hpsv3_counts_the_flops_that_its_model_computes(hpsv3, images):
+    scorer = _hpsv3(*hpsv3[:2])
+    scorer.model.trunk.set_attn_implementation("eager")
+    head = small_qwen.counted(lambda: scorer.model.head(torch.zeros(1, 1, small_qwen.WIDTH)))
+    whole = small_qwen.counted(lambda: scorer(images[:1], TEXTS[:1]))
+    assert scorer.flops(tuple(images.shape[1:]), TEXTS[0]) == whole - head > 0
+
+
+def test_a_frame_reward_counts_its_frames_and_a_composite_its_parts(clip_folder, images):
+    scorer = PickScore(str(clip_folder), str(clip_folder))
+    longest = scorer._model.config.text_config.max_position_embeddings
+    scorer._model.set_attn_implementation("eager")
+    image = small_qwen.counted(lambda: scorer(images[:1], ["cat " * longest]))
+    frames, shape = FrameReward(name="x", scorer=scorer, every=4), (9, *images.shape[1:])
+    assert score_flops(frames, shape, "cat") == 3 * image > 0  # frames 0, 4 and 8
+    assert score_flops(FrameReward(name="x", scorer=_by_brightness), shape, "cat") == 0
+    both = CompositeReward(rewards={"a": frames, "b": brightness}, weights={"a": 1.0, "b": 1.0})
+    assert score_flops(both, shape, "cat") == 3 * image

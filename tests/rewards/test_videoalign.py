@@ -185,3 +185,12 @@ def test_other_weights_and_another_instruction_are_refused(published, video, tmp
     other.write_text(f"DETAILED_PROMPT_WITH_SPECIAL_TOKEN = '{{text_prompt}} {TOKENS[0]} {TOKENS[1]}'")
     with pytest.raises(ValueError, match="exactly once"):
         _reward(published, instruction=str(other))(video, tuple(TEXTS))
+
+
+def test_the_flops_are_what_the_model_computes(published, video):
+    """Its adapters included; only the head is left out."""
+    reward = _reward(published)
+    reward.model.trunk.set_attn_implementation("eager")
+    head = small_qwen.counted(lambda: reward.model.head(torch.zeros(1, 3, small_qwen.WIDTH)))
+    whole = small_qwen.counted(lambda: reward(video[:1], TEXTS[:1]))
+    assert reward.flops(tuple(video.shape[1:]), TEXTS[0]) == whole - head > 0
