@@ -39,7 +39,7 @@ class FullTrajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """Make `width` adjacent steps stochastic, starting in first_start..last_start.
+    """Make `width` adjacent steps stochastic, all of them among the candidates first_step..last_step.
 
     move="random" (Flow-GRPO-Fast): the start is drawn once per rank-batch, so groups mix steps. Our rank-batch is one
     rollout of every prompt (all rollouts with one sibling index), which keeps draws independent of the number of ranks.
@@ -47,8 +47,8 @@ class SlidingWindow:
     """
 
     width: int
-    first_start: int
-    last_start: int
+    first_step: int
+    last_step: int
     move: str = "random"
     stride: int = 1
     every: int = 25
@@ -57,16 +57,15 @@ class SlidingWindow:
         for name in ("width", "stride", "every"):
             ranges.whole(f"method.plan.{name}", getattr(self, name))
         ranges.one_of("method.plan.move", self.move, ("random", "slide"))
-        _check_order("first_start", "last_start", self.first_start, self.last_start)
+        _check_candidates(self.first_step, self.last_step)
+        if self.width > self.last_step - self.first_step + 1:
+            raise ValueError(
+                f"method.plan.width={self.width}: must be at most {self.last_step - self.first_step + 1}, the candidates "
+                f"first_step={self.first_step} to last_step={self.last_step}"
+            )
 
     def candidates(self, num_steps: int) -> torch.Tensor:
-        _check_range("first_start", "last_start", self.first_start, self.last_start, num_steps)
-        if self.last_start + self.width > num_steps:
-            raise ValueError(
-                f"method.plan.width={self.width}: from last_start={self.last_start} a window of at most "
-                f"{num_steps - self.last_start} steps fits schedule.num_steps={num_steps}"
-            )
-        return _band(torch.tensor([self.first_start]), self.last_start - self.first_start + self.width, num_steps)[0]
+        return _candidates(self.first_step, self.last_step, num_steps)
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
         return _band(
@@ -76,10 +75,11 @@ class SlidingWindow:
         )
 
     def _start(self, batch: PromptBatch, sibling: int, seed: int) -> int:
+        last_start = self.last_step - self.width + 1
         if self.move == "slide":
             moved = (batch.iteration - 1) // self.every * self.stride
-            return self.first_start + moved % (self.last_start - self.first_start + 1)
-        return keyed.integer(self.first_start, self.last_start, seed, "plan", batch.iteration, "sibling", sibling)
+            return self.first_step + moved % (last_start - self.first_step + 1)
+        return keyed.integer(self.first_step, last_start, seed, "plan", batch.iteration, "sibling", sibling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +96,12 @@ class OneStep:
     draw: str = "iid"
 
     def __post_init__(self) -> None:
-        _check_order("first_step", "last_step", self.first_step, self.last_step)
+        _check_candidates(self.first_step, self.last_step)
         ranges.one_of("method.plan.shared_by", self.shared_by, ("prompt", "rollout"))
         ranges.one_of("method.plan.draw", self.draw, ("iid", "stratified"))
 
     def candidates(self, num_steps: int) -> torch.Tensor:
-        _check_range("first_step", "last_step", self.first_step, self.last_step, num_steps)
-        return _band(torch.tensor([self.first_step]), self.last_step - self.first_step + 1, num_steps)[0]
+        return _candidates(self.first_step, self.last_step, num_steps)
 
     def __call__(self, batch: PromptBatch, num_steps: int, seed: int) -> torch.Tensor:
         units = [self._unit(batch, row) for row in range(len(batch))]
@@ -131,16 +130,14 @@ def _band(start_B: torch.Tensor, width: int, num_steps: int) -> torch.Tensor:
     return (step_T >= start_B[:, None]) & (step_T < start_B[:, None] + width)
 
 
-def _check_order(first_key: str, last_key: str, first: int, last: int) -> None:
-    ranges.whole(f"method.plan.{first_key}", first, at_least=0)
-    ranges.whole(f"method.plan.{last_key}", last, at_least=0)
+def _check_candidates(first: int, last: int) -> None:
+    ranges.whole("method.plan.first_step", first, at_least=0)
+    ranges.whole("method.plan.last_step", last, at_least=0)
     if first > last:
-        raise ValueError(f"method.plan.{first_key}={first}: must not exceed {last_key}={last}")
+        raise ValueError(f"method.plan.first_step={first}: must not exceed last_step={last}")
 
 
-def _check_range(first_key: str, last_key: str, first: int, last: int, num_steps: int) -> None:
+def _candidates(first: int, last: int, num_steps: int) -> torch.Tensor:
     if last >= num_steps:
-        raise ValueError(
-            f"method.plan.{first_key}={first}, {last_key}={last}: "
-            f"must satisfy 0 <= {first_key} <= {last_key} < schedule.num_steps={num_steps}"
-        )
+        raise ValueError(f"method.plan.last_step={last}: must be less than schedule.num_steps={num_steps}")
+    return _band(torch.tensor([first]), last - first + 1, num_steps)[0]

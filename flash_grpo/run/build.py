@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
@@ -83,9 +84,9 @@ def check_texts(node: Any, prompts: Prompts) -> None:
 def located(target: str, key: str) -> Any:
     """Return the object that a `_target_` names; ConfigError if there is none."""
     try:
-        return get_object(target)
-    except Exception as error:  # whatever importing a module raises
-        raise ConfigError(f"{key}._target_={target}: {' '.join(str(error).split())}") from error
+        return pkgutil.resolve_name(target)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}._target_={target}: there is no object of this name") from error
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:

@@ -21,8 +21,8 @@ def step_of(mask_BT):
 
 PLANS = [
     FullTrajectory(),
-    SlidingWindow(width=1, first_start=0, last_start=9),
-    SlidingWindow(width=4, first_start=0, last_start=9, move="slide", every=2),
+    SlidingWindow(width=1, first_step=0, last_step=9),
+    SlidingWindow(width=4, first_step=0, last_step=12, move="slide", every=2),
     OneStep(first_step=0, last_step=9),
     OneStep(first_step=0, last_step=9, draw="stratified"),
     OneStep(first_step=0, last_step=9, shared_by="rollout"),
@@ -102,7 +102,7 @@ def test_stratified_steps_spread_even_when_there_are_fewer_prompts_than_candidat
 
 def test_a_random_window_is_drawn_per_rank_batch_so_that_groups_mix_steps():
     whole = batch(num_prompts=4, group_size=12)
-    mask_BT = SlidingWindow(width=3, first_start=0, last_start=9)(whole, T, 0)
+    mask_BT = SlidingWindow(width=3, first_step=0, last_step=11)(whole, T, 0)
     start_B = mask_BT.int().argmax(1)
     assert (mask_BT.sum(1) == 3).all()
     assert all(mask_BT[row, start : start + 3].all() for row, start in enumerate(start_B.tolist()))
@@ -112,7 +112,7 @@ def test_a_random_window_is_drawn_per_rank_batch_so_that_groups_mix_steps():
 
 
 def test_a_sliding_window_moves_on_and_wraps_around():
-    plan = SlidingWindow(width=4, first_start=0, last_start=2, move="slide", stride=1, every=25)
+    plan = SlidingWindow(width=4, first_step=0, last_step=5, move="slide", stride=1, every=25)
     starts = [int(plan(batch(iteration=i), T, 0)[0].int().argmax()) for i in (1, 25, 26, 51, 76)]
     assert starts == [0, 0, 1, 2, 0]
 
@@ -120,12 +120,12 @@ def test_a_sliding_window_moves_on_and_wraps_around():
 @pytest.mark.parametrize(
     ("kind", "sizes", "named"),
     [
-        (SlidingWindow, {"width": 21, "first_start": 0, "last_start": 0}, "width=21"),
-        (SlidingWindow, {"width": 4, "first_start": 0, "last_start": 18}, "width=4"),
-        (SlidingWindow, {"width": 0, "first_start": 0, "last_start": 3}, "width=0"),
-        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "move": "hop"}, "random, slide"),
-        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "every": 0}, "every=0"),
-        (SlidingWindow, {"width": 1, "first_start": 0, "last_start": 3, "stride": None}, "stride=null"),
+        (SlidingWindow, {"width": 11, "first_step": 0, "last_step": 9}, "width=11: must be at most 10"),
+        (SlidingWindow, {"width": 4, "first_step": 0, "last_step": 20}, "last_step=20"),
+        (SlidingWindow, {"width": 0, "first_step": 0, "last_step": 3}, "width=0"),
+        (SlidingWindow, {"width": 1, "first_step": 0, "last_step": 3, "move": "hop"}, "random, slide"),
+        (SlidingWindow, {"width": 1, "first_step": 0, "last_step": 3, "every": 0}, "every=0"),
+        (SlidingWindow, {"width": 1, "first_step": 0, "last_step": 3, "stride": None}, "stride=null"),
         (FullTrajectory, {"skip_last": "no"}, "skip_last=no"),
         (OneStep, {"first_step": 5, "last_step": 3}, "first_step=5"),
         (OneStep, {"first_step": 0, "last_step": 20}, "last_step=20"),

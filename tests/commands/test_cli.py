@@ -98,10 +98,13 @@ BAD = {
         ["training.optimizer_steps=3", "rollout.layout.num_prompts=4"],
     ),
     "a window wider than the schedule": (
-        "method=window method.plan.width=21 method.plan.last_start=0",
-        ["method.plan.width=21", "schedule.num_steps=20"],
+        "method=window method.plan.width=21 method.plan.last_step=20",
+        ["method.plan.last_step=20", "schedule.num_steps=20"],
     ),
-    "a window beyond the schedule": ("method=window method.plan.width=12", ["method.plan.width=12", "last_start=9"]),
+    "a window beyond the schedule": (
+        "method=window method.plan.width=12",
+        ["method.plan.width=12", "at most 10", "last_step=9"],
+    ),
     "a step beyond the schedule": ("schedule.num_steps=8", ["last_step=9", "schedule.num_steps=8"]),
     "a missing prompt file": (
         "prompts=file prompts.train=no.txt prompts.test=no.txt",

@@ -398,5 +398,5 @@ def test_the_recipes_compose_their_steps_and_candidates(recipe, steps, last):
     flash, window = (composed_outside([f"recipe={recipe}", f"ablations={name}"]) for name in ("none", "sliding_window"))
     assert len(instantiate(flash.schedule)) == steps
     assert (flash.method.plan.first_step, flash.method.plan.last_step) == (0, last)
-    assert (window.method.plan.first_start, window.method.plan.last_start) == (0, last)
+    assert (window.method.plan.first_step, window.method.plan.last_step) == (0, last)
     instantiate(flash.method).plan.candidates(steps)
