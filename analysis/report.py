@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from analysis import curves, render, style, tables
+from analysis.archive import ArchiveError
 from analysis.drawing import SIZE
 from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
@@ -111,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if absent := [path for path in options.study if not path.exists()]:
         parser.error(f"no such study: {', '.join(map(str, absent))}")
-    given = material(load_study(*options.study), options.cost, options.target)
+    try:
+        study = load_study(*options.study)
+    except ArchiveError as error:
+        parser.exit(2, f"error: {error}\n")
+    given = material(study, options.cost, options.target)
     print_summary(given)
     page = make_report(given, options.output or _beside(options.study[0]))
     print(f"Report: {page}")

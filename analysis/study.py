@@ -76,7 +76,10 @@ class Study:
 
 
 def load_study(*paths: Path | str) -> Study:
-    """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s."""
+    """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
+
+    ArchiveError, in one line, for an archive that cannot be read or would unpack to more than `analysis.archive` allows.
+    """
     given, notes = [Path(path) for path in paths], []
     paths = [study for path in given for study in (unpack(path) if path.name.endswith(SUFFIX) else [path])]
     run_dirs = [run_dir for path in paths for run_dir in _run_directories(path, notes)]
