@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from analysis import curves, render, style, tables
+from analysis import curves, plain, render, style, tables
 from analysis.archive import ArchiveError
 from analysis.drawing import SIZE
 from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
@@ -63,7 +63,7 @@ def _facts(study: Study) -> dict[str, Any]:
     """Return what the head of the page says about the study."""
     runs = study.runs
     commits = sorted(
-        {str(git.get("commit", ""))[:10] + ("+" if git.get("dirty") else "") for git in runs["git"]} - {""}
+        {plain.words(git.get("commit", ""))[:10] + ("+" if git.get("dirty") else "") for git in runs["git"]} - {""}
     )
     counts = runs["status"].value_counts()
     facts = {
