@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_artefacts import measurements
+from test_report import in_browser
 from test_study import write_run
 
 from analysis import plain, render, report
@@ -132,3 +133,10 @@ def test_measurements_with_names_of_a_stranger_name_no_file(tmp_path):
     (tmp_path / "mechanism.json").write_text(json.dumps(content))
     rows, notes = load_mechanism([tmp_path])
     assert len(rows) == kept and len(notes) == 1 and notes[0].startswith("18 measurements of another kind")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_endless_names_overflow_nothing(width, tmp_path):
+    study = _strange_study(tmp_path / "s", "x" * 5000, r"$\frac$", "p", "y" * 5000)
+    seen = in_browser(_made(study) / "index.html", width, tmp_path)
+    assert seen["page"] <= width and seen["bad"] == []
