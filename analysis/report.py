@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from analysis import curves, plain, render, style, tables
-from analysis.archive import ArchiveError
 from analysis.drawing import SIZE
 from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
@@ -112,10 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if absent := [path for path in options.study if not path.exists()]:
         parser.error(f"no such study: {', '.join(map(str, absent))}")
-    try:
-        study = load_study(*options.study)
-    except ArchiveError as error:
-        parser.exit(2, f"error: {error}\n")
+    study = load_study(*options.study)
+    if not study.paths:  # every archive was refused
+        parser.exit(2, f"error: {study.notes[0]}\n")
     given = material(study, options.cost, options.target)
     print_summary(given)
     page = make_report(given, options.output or _beside(options.study[0]))

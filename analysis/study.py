@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plain
-from analysis.archive import SUFFIX, unpack
+from analysis.archive import SUFFIX, ArchiveError, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
 from flash_grpo.records.identity import is_in_arm
@@ -81,10 +81,10 @@ class Study:
 def load_study(*paths: Path | str) -> Study:
     """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
 
-    ArchiveError, in one line, for an archive that cannot be read or would unpack to more than `analysis.archive` allows.
+    An archive that cannot be read, or that would unpack to more than `analysis.archive` allows, is named in the notes.
     """
     given, notes = [Path(path) for path in paths], []
-    paths = [study for path in given for study in (unpack(path) if path.name.endswith(SUFFIX) else [path])]
+    paths = [study for path in given for study in _studies(path, notes)]
     run_dirs = [run_dir for path in paths for run_dir in _run_directories(path, notes)]
     loaded = [read_run(run_dir, _name_of(run_dir, of_several=len(paths) > 1)) for run_dir in run_dirs]
     notes += _notes_of(loaded)
@@ -100,6 +100,17 @@ def load_study(*paths: Path | str) -> Study:
         evaluations=named["evaluation"],
         notes=[plain.words(note, LONGEST_NOTE) for note in notes],
     )
+
+
+def _studies(path: Path, notes: list[str]) -> list[Path]:
+    """Return the directory, or those that an archive holds."""
+    if not path.name.endswith(SUFFIX) or path.is_dir():
+        return [path]
+    try:
+        return unpack(path)
+    except ArchiveError as error:
+        notes.append(str(error))
+        return []
 
 
 def _name_of(run_dir: Path, of_several: bool) -> str:
