@@ -7,6 +7,8 @@ and samples. `load_study` and the report read it like the directories that it wa
 import argparse
 import io
 import json
+import lzma
+import os
 import tarfile
 import tempfile
 from pathlib import Path
@@ -16,13 +18,36 @@ from flash_grpo.records.files import MANIFEST, RECORDS
 
 KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json", "evaluation/base/vbench.json")
 SUFFIX = ".tar.xz"
+MOST_BYTES = 512 * 2**20  # of an unpacked archive: a thousand runs of 300 records
+MOST_MEMBERS = 20_000
+
+
+class ArchiveError(ValueError):
+    """The reason, in one line, why an archive is neither written nor read."""
 
 
 def pack(studies: list[Path], archive: Path) -> None:
-    with tarfile.open(archive, "w:xz") as tar:
-        for study in studies:
-            for file in sorted(file for name in KEPT for file in (*study.glob(name), *study.glob(f"*/{name}"))):
-                _add(tar, file, Path(study.resolve().name) / file.relative_to(study))
+    """Write the studies into the archive. ArchiveError, and no file, if one of them holds no run or two have one name."""
+    named = {study.resolve().name: study for study in studies}
+    if len(named) < len(studies):
+        raise ArchiveError(f"two studies have the same name, and would be mixed: {', '.join(map(str, studies))}")
+    kept = {name: _kept_files(study) for name, study in named.items()}
+    if empty := [named[name] for name, files in kept.items() if not files]:
+        raise ArchiveError(f"{empty[0]}: holds no run (a directory with a {MANIFEST}), so there is nothing to pack")
+    aside = archive.with_name(f".{archive.name}.{os.getpid()}")
+    try:
+        with tarfile.open(aside, "w:xz") as tar:
+            for name, files in kept.items():
+                for file in files:
+                    _add(tar, file, Path(name) / file.relative_to(named[name]))
+        os.replace(aside, archive)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _kept_files(study: Path) -> list[Path]:
+    found = (file for name in KEPT for file in (*study.glob(name), *study.glob(f"*/{name}")))
+    return sorted(file for file in found if file.is_file())
 
 
 def _add(tar: tarfile.TarFile, file: Path, name: Path) -> None:
@@ -38,7 +63,7 @@ def _add(tar: tarfile.TarFile, file: Path, name: Path) -> None:
 def _rounded_json(text: str) -> str:
     try:
         return json.dumps(_rounded(json.loads(text)), separators=(",", ":")) + "\n" * text.endswith("\n")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -51,12 +76,54 @@ def _rounded(value: Any) -> Any:
 
 
 def unpack(archive: Path) -> list[Path]:
-    """Unpack the archive into a temporary directory that lives as long as the process; return the studies' directories."""
+    """Unpack the archive into a temporary directory that lives as long as the process; return the studies' directories.
+
+    Only what `pack` writes is unpacked. ArchiveError if the archive is damaged, if it holds no study, or as soon as more than
+    MOST_BYTES or MOST_MEMBERS have been read of it: a small archive may unpack to any size.
+    """
     folder = tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True)
     _FOLDERS.append(folder)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder.name, filter="data")
-    return sorted(Path(folder.name).iterdir())
+    try:
+        with lzma.open(archive) as stream:
+            _unpack(_Bounded(stream), folder.name)
+    except ArchiveError as error:
+        raise ArchiveError(f"{archive}: {error}") from error
+    except (lzma.LZMAError, tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise ArchiveError(f"{archive}: not an archive that can be read ({type(error).__name__}: {error})") from error
+    if not (studies := sorted(Path(folder.name).iterdir())):
+        raise ArchiveError(f"{archive}: holds no study")
+    return studies
+
+
+def _unpack(stream: "_Bounded", folder: str) -> None:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for count, member in enumerate(tar, 1):
+            if count > MOST_MEMBERS:
+                raise ArchiveError(f"holds more than {MOST_MEMBERS:,} files; unpack it yourself if you trust it")
+            if _is_kept(member):
+                tar.extract(member, folder, filter="data")
+    while stream.read(2**16):  # up to the checksum at the end
+        pass
+
+
+class _Bounded:
+    """Reads a stream, and raises ArchiveError instead of reading more than MOST_BYTES of it."""
+
+    def __init__(self, stream: lzma.LZMAFile):
+        self.stream, self.left = stream, MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ArchiveError(f"unpacks to more than {MOST_BYTES // 2**20} MB; unpack it yourself if you trust it")
+        return data
+
+
+def _is_kept(member: tarfile.TarInfo) -> bool:
+    """Return True for a plain file STUDY/mechanism.json, STUDY/RUN/run.json, …; a sparse file may be of any size."""
+    parts = Path(member.name).parts
+    return member.type == tarfile.REGTYPE and any(str(Path(*parts[depth:])) in KEPT for depth in (1, 2))
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
@@ -69,7 +136,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.archive.suffixes[-2:] != [".tar", ".xz"]:
         parser.error(f"the last argument is the file to write and ends in {SUFFIX}")
-    pack(options.studies, options.archive)
+    try:
+        pack(options.studies, options.archive)
+    except ArchiveError as error:
+        parser.exit(2, f"error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"error: {options.archive}: {error.strerror}\n")
     print(f"{options.archive}: {options.archive.stat().st_size / 1e6:.2f} MB")
 
 

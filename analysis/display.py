@@ -1,5 +1,6 @@
 """Show parts of the report in a notebook: `show(sections.rewards(given))`."""
 
+import html
 import io
 from collections.abc import Iterable
 
@@ -11,9 +12,9 @@ from analysis.sections import Material, Shown
 
 def show(shown: Iterable[Shown]) -> None:
     for item in shown:
-        display(HTML(f"<h3>{item.title}</h3>"))
+        display(HTML(f"<h3>{html.escape(item.title)}</h3>"))
         display(_picture(item) if item.figure else HTML(render.to_html(item.table)))
-        display(HTML(f"<p>{item.caption}</p>"))
+        display(HTML(f"<p>{html.escape(item.caption)}</p>"))
 
 
 def show_notes(given: Material) -> None:

@@ -13,6 +13,8 @@ from analysis import curves, statistics, style
 from analysis.curves import Curve
 from analysis.study import Study
 
+LONGEST_BESIDE_ANOTHER = 50  # characters of a legend's entry
+
 
 def reward_against_cost(ax: Axes, study: Study, cost: str = "device_seconds") -> Axes:
     """Draw the evaluation reward (EMA weights, ODE, fixed noise) of each method against cumulative cost."""
@@ -89,7 +91,7 @@ def _draw_arms(
 def _draw_mean(ax: Axes, seeds: list[Curve], arm: str, index: int, marked: bool) -> None:
     look = style.look(arm)
     grid, values_SG = curves.on_common_grid(seeds)
-    line = look.line_style | {"label": f"{look.name}, n={len(seeds)}"}
+    line = look.line_style | {"label": look.label(len(seeds))}
     ax.plot(grid, values_SG.mean(0), **line, markevery=(3 + 2 * index % 11, 16), zorder=3)
     low, high = statistics.mean_interval(values_SG)
     if len(seeds) >= statistics.SMALLEST_N:
@@ -109,5 +111,6 @@ def _label(ax: Axes, study: Study, cost: str, what: str) -> Axes:
 def legend_below(ax: Axes, columns: int = 2) -> None:
     """Put the legend under the axes, where it hides no data."""
     handles, labels = ax.get_legend_handles_labels()
+    columns = columns if max(map(len, labels), default=0) <= LONGEST_BESIDE_ANOTHER else 1
     if handles:
         ax.legend(handles, labels, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17), columnspacing=1.4)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import curves, style
+from analysis import curves, plain, style
 from analysis.statistics import mean_estimate
 
 FILE = "mechanism.json"
@@ -46,11 +46,37 @@ def load_mechanism(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
         file = Path(path) / FILE
         if file.exists():
             try:
-                rows += [dict(item) for item in json.loads(file.read_text())["measurements"]]
-            except (ValueError, KeyError, TypeError) as problem:
-                notes.append(f"{file} is unreadable and was left out ({type(problem).__name__}: {problem}).")
+                found = list(json.loads(file.read_text())["measurements"])
+            except (ValueError, KeyError, TypeError, RecursionError, OSError) as problem:
+                notes.append(
+                    plain.words(f"{file} is unreadable and was left out ({type(problem).__name__}: {problem}).")
+                )
+                continue
+            known = [item for item in found if _is_known(item)]
+            if len(known) < len(found):
+                notes.append(
+                    f"{len(found) - len(known)} measurements of another kind in {plain.words(file)} were left out."
+                )
+            rows += [item | ({"method": plain.name(item["method"])} if "method" in item else {}) for item in known]
     measurements = pd.DataFrame(rows)
     return measurements.reindex(columns=list(dict.fromkeys([*COLUMNS, *measurements.columns]))), notes
+
+
+def _is_known(item: object) -> bool:
+    """Return True if an entry is a measurement: names that the figures know, and numbers where numbers are expected."""
+    if not isinstance(item, dict) or item.get("noise") not in style.NOISES:
+        return False
+    kinds = {
+        "gradient_norm": ("weighting", WEIGHTINGS),
+        "variance_share": ("source", SOURCES),
+        "alignment": ("noise", style.NOISES),
+    }
+    key, names = kinds.get(str(item.get("quantity")), ("", ()))
+    numbers = [item.get(name) for name in ("value", "device_seconds", "step", "lambda", "repeat")]
+    needed = [item.get(name) for name in ("step", "lambda", "repeat") if item["quantity"] == "gradient_norm"]
+    return (
+        str(item.get(key)) in names and None not in needed and all(type(n) in (int, float, type(None)) for n in numbers)
+    )
 
 
 def gradient_norms(measurements: pd.DataFrame, noise: str, weighting: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis import plain
 from analysis.style import NOISES
 from flash_grpo.records.files import MANIFEST, RECORDS, read_records
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
@@ -69,13 +70,13 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
     hardware = manifest["hardware"] or {}
     return {
         "run": name,
-        "method": str(manifest["method"]),
+        "method": plain.name(manifest["method"]),
         "noise": _noise(manifest["config"]),
-        "model": str(manifest.get("model", "unknown")),
+        "model": plain.name(manifest.get("model", "unknown")),
         "seed": manifest["seed"],
-        "status": manifest["status"],
-        "reason": manifest["reason"] or "",
-        "device": str(hardware.get("device", "unknown")),
+        "status": plain.name(manifest["status"]),
+        "reason": plain.words(manifest["reason"] or ""),
+        "device": plain.name(hardware.get("device", "unknown")),
         "on_cpu": hardware.get("device_type") == "cpu",
         "world_size": manifest.get("world_size", 1),
         "config": manifest["config"] or {},

@@ -1,8 +1,7 @@
 """Write a table of `Estimate`s, numbers and words as Markdown, CSV, LaTeX, HTML or for the terminal."""
 
 import html
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,8 +9,18 @@ import pandas as pd
 from analysis.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
+MARKDOWN_SPECIALS = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|`*[]$"}, "<": "&lt;"})
 LATEX_SPECIALS = str.maketrans(
     {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
         "&": r"\&",
         "%": r"\%",
         "_": r"\_",
@@ -60,9 +69,23 @@ def _text(value: object, decimals: int) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
+    head = [_markdown(name) for name in table.columns]
+    rows = [head, ["---"] * len(head), *_escaped(table, _markdown)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _escaped(table: pd.DataFrame, escape: Callable[[str, bool], str]) -> list[list[str]]:
+    """Return the rows of the table as text, each cell escaped. escape: is told if the cell is an estimate."""
     text = cells(table)
-    rows = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
+    columns = [
+        [escape(cell, isinstance(value, Estimate)) for cell, value in zip(text[name], table[name], strict=True)]
+        for name in table.columns
+    ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _markdown(text: str, is_estimate: bool = False) -> str:
+    return text if is_estimate else text.translate(MARKDOWN_SPECIALS)
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -81,9 +104,8 @@ def to_csv(table: pd.DataFrame) -> str:
 
 def to_latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
     """Return a booktabs table."""
-    text = cells(table)
-    head = " & ".join(_latex(name) for name in text.columns)
-    rows = [" & ".join(map(_latex, row)) for row in text.to_numpy().tolist()]
+    head = " & ".join(_latex(name) for name in table.columns)
+    rows = [" & ".join(row) for row in _escaped(table, _latex)]
     align = "".join("l" if _css_class(list(table[name])) == "words" else "r" for name in table.columns)
     return LATEX_TABLE % {
         "caption": _latex(caption),
@@ -109,9 +131,9 @@ LATEX_TABLE = r"""\begin{table}
 """
 
 
-def _latex(text: str) -> str:
-    """Escape special characters; set a number with its interval in maths mode, which has proper minus signs."""
-    if re.fullmatch(r"[-+]?[\d.]+ [\[(].*[\])]", text):
+def _latex(text: str, is_estimate: bool = False) -> str:
+    """Escape special characters; set an estimate with its interval in maths mode, which has proper minus signs."""
+    if is_estimate and " " in text:
         return f"${text.replace(' ', chr(92) + ' ', 1)}$"
     return text.translate(LATEX_SPECIALS)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from analysis import curves, pricing, ranking, render, style, tables
+from analysis import curves, plain, pricing, ranking, render, style, tables
 from analysis.drawing import SIZE
 from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
@@ -64,7 +64,7 @@ def _facts(study: Study) -> dict[str, Any]:
     """Return what the head of the page says about the study."""
     runs = study.runs
     commits = sorted(
-        {str(git.get("commit", ""))[:10] + ("+" if git.get("dirty") else "") for git in runs["git"]} - {""}
+        {plain.words(git.get("commit", ""))[:10] + ("+" if git.get("dirty") else "") for git in runs["git"]} - {""}
     )
     counts = runs["status"].value_counts()
     facts = {
@@ -149,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--reward: it is priced, not computed; name a model too: --prices MODEL")
     output = options.output or _beside(options.study[0], options.prices)
     study = load_study(*options.study)
+    if not study.paths:  # every archive was refused
+        parser.exit(2, f"error: {study.notes[0]}\n")
     if options.prices:
         try:
             page = _priced_report(study, options, output)

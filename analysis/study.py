@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.archive import SUFFIX, unpack
+from analysis import plain
+from analysis.archive import SUFFIX, ArchiveError, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
 from flash_grpo.records.identity import is_in_arm
@@ -32,6 +33,8 @@ RUN_COLUMNS = (
     "git",
     "path",
 )
+# Characters. Names of runs are directories' names; an arm's name must fit into a legend.
+LONGEST_RUN, LONGEST_ARM, LONGEST_NOTE = 255, 120, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +79,43 @@ class Study:
 
 
 def load_study(*paths: Path | str) -> Study:
-    """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s."""
+    """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
+
+    An archive that cannot be read, or that would unpack to more than `analysis.archive` allows, is named in the notes.
+    """
     given, notes = [Path(path) for path in paths], []
-    paths = [study for path in given for study in (unpack(path) if path.name.endswith(SUFFIX) else [path])]
+    paths = [study for path in given for study in _studies(path, notes)]
     run_dirs = [run_dir for path in paths for run_dir in _run_directories(path, notes)]
-    loaded = [read_run(run_dir, "/".join(run_dir.parts[-2 if len(paths) > 1 else -1 :])) for run_dir in run_dirs]
+    loaded = [read_run(run_dir, _name_of(run_dir, of_several=len(paths) > 1)) for run_dir in run_dirs]
     notes += _notes_of(loaded)
     loaded = [run for run in loaded if run.row]
     frames = {kind: _frame(kind, [run.columns[kind] for run in loaded if kind in run.columns]) for kind in RECORD_TYPES}
     runs = _with_arms(pd.DataFrame([run.row for run in loaded], columns=RUN_COLUMNS), frames, notes)
     named = {kind: _join_runs(frame, runs) for kind, frame in frames.items()}
     return Study(
-        name=" + ".join(path.resolve().name.removesuffix(SUFFIX) for path in given),
+        name=" + ".join(plain.name(path.resolve().name.removesuffix(SUFFIX)) for path in given),
         paths=paths,
         runs=runs,
         iterations=named["iteration"],
         evaluations=named["evaluation"],
-        notes=notes,
+        notes=[plain.words(note, LONGEST_NOTE) for note in notes],
     )
+
+
+def _studies(path: Path, notes: list[str]) -> list[Path]:
+    """Return the directory, or those that an archive holds."""
+    if not path.name.endswith(SUFFIX) or path.is_dir():
+        return [path]
+    try:
+        return unpack(path)
+    except ArchiveError as error:
+        notes.append(str(error))
+        return []
+
+
+def _name_of(run_dir: Path, of_several: bool) -> str:
+    """Return the run's name, behind that of its study if several are read as one."""
+    return plain.name("/".join(run_dir.parts[-2 if of_several else -1 :]), LONGEST_RUN)
 
 
 def _notes_of(loaded: Sequence[LoadedRun]) -> list[str]:
@@ -152,7 +174,9 @@ def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
         if differing:
             apart.setdefault(", ".join(differing), []).append(method)
         for row in rows:
-            arms[row] = " ".join([method, *(f"{key}={flat[row].get(key)}" for key in differing)])
+            arms[row] = plain.name(
+                " ".join([method, *(f"{key}={flat[row].get(key)}" for key in differing)]), LONGEST_ARM
+            )
     for keys, methods in apart.items():
         named = ", ".join(dict.fromkeys(methods))
         notes.append(f"Runs of one method differ in {keys} ({named}): they are kept apart, not averaged.")

@@ -33,7 +33,11 @@ class Look:
 
     @property
     def line_style(self) -> dict:
-        return {"color": self.color, "marker": self.marker, "linestyle": self.line, "label": self.name}
+        return {"color": self.color, "marker": self.marker, "linestyle": self.line}
+
+    def label(self, n: int) -> str:
+        """Return the legend's text. Matplotlib leaves out labels that begin with an underscore."""
+        return f"{' ' * self.name.startswith('_')}{self.name}, n={n}"
 
 
 METHODS = {
@@ -97,7 +101,7 @@ def ordered(arms: Iterable[str]) -> list[str]:
 
 def _numbers_in(arm: str) -> list[float]:
     """Return the numbers in an arm's settings, so that lr=3e-5 is sorted before lr=1e-4."""
-    return [float(number) for number in re.findall(r"=(-?\d[\d.]*(?:e-?\d+)?)(?= |$)", arm)]
+    return [float(number) for number in re.findall(r"=(-?\d+(?:\.\d*)?(?:e-?\d+)?)(?= |$)", arm)]
 
 
 def ordered_noises(noises: Iterable[str]) -> list[str]:
@@ -139,6 +143,7 @@ def figure_style() -> AbstractContextManager:
             "legend.fontsize": 8,
             "legend.handlelength": 3.2,
             "pdf.fonttype": 42,
+            "text.parse_math": False,  # a method's name may hold dollar signs
         }
     )
 

@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from flash_grpo.algorithm.denoise import DivergedError
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.measure.paired import evaluate, keep_vbench
-from flash_grpo.overrides import changed, composed_outside, composed_rewards
+from flash_grpo.overrides import CHANGEABLE, changed, composed_outside, composed_rewards
 from flash_grpo.process_exit import end_at_once
 from flash_grpo.run.build import device
 from flash_grpo.run.settings import ConfigError, check_values
-from flash_grpo.run.stored import known_run, saved_state
+from flash_grpo.run.stored import TRUST, configuration_of, known_run, saved_state
 from flash_grpo.training.ranks import Ranks
 
 BASE = "BASE"  # in place of a run's directory: evaluate a configured model that no run has trained
@@ -53,7 +53,8 @@ def _chosen(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, A
     else:
         manifest, output = known_run(Path(args.run)), Path(args.run) / "evaluation"
         saved = [saved_state(Path(args.run), iteration) for iteration in args.iteration or [None]]
-        cfg = changed(OmegaConf.create(manifest.config), others)
+        replaced = {item.partition("=")[0] for item in others} & set(CHANGEABLE) | ({"reward"} if reward else set())
+        cfg = changed(configuration_of(manifest, args.trust, without=replaced), others)
         states = {f"{state['progress']['iteration']:06d}": state for state in saved}
     if reward:
         OmegaConf.set_struct(cfg, False)
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--iteration", type=int, action="append", help="of a kept checkpoint; may be repeated; default: the newest"
     )
     parser.add_argument("--output", type=Path, help="default: RUN/evaluation")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--vbench", type=Path, help="VBench's *_eval_results.json to read back; no video is made")
     return parser
 

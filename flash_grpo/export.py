@@ -8,17 +8,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from flash_grpo.run.stored import known_run, policy_of, saved_state
+from flash_grpo.run.stored import TRUST, known_run, policy_of, saved_state
 
 
-def export(run_dir: Path, output: Path | None = None, iteration: int | None = None) -> Path:
+def export(run_dir: Path, output: Path | None = None, iteration: int | None = None, trust: bool = False) -> Path:
     """Write the weights of the newest checkpoint, or of `iteration`'s; return the folder.
 
-    output: default RUN/export. ValueError if there is no such run or checkpoint.
+    output: default RUN/export. trust: see `run.stored.configuration_of`. ValueError if there is no such run or checkpoint.
     """
     manifest, state = known_run(run_dir), saved_state(run_dir, iteration)
     output = output or run_dir / "export"
-    policy_of(manifest.config, "cpu").export(output, state["ema"])
+    policy_of(manifest, "cpu", trust).export(output, state["ema"])
     return output
 
 
@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--output", type=Path, help="default: RUN/export")
     parser.add_argument("--iteration", type=int, help="of a kept checkpoint; default: the newest")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     args = parser.parse_args(argv)
     try:
-        print(export(args.run, args.output, args.iteration))
+        print(export(args.run, args.output, args.iteration, args.trust))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,7 +13,8 @@ Columns: evaluation, training: the last rewards. device-h: hours of rollout + re
          took, evaluation included. The bill is written to a run's run.json once no job of the run waits or runs.
 
 A resubmitted run goes on from its newest checkpoint, with the code and configuration of its first submission. To change
-either, give the sweep's command again. Exit codes: 0; 1 if --watch ends with a failed run; 2 for bad input.
+either, give the sweep's command again. What is submitted again must lie in the study's .submitit and be writable by nobody
+but you. Exit codes: 0; 1 if --watch ends with a failed run; 2 for bad input.
 """
 
 import argparse
@@ -94,14 +95,14 @@ def _is_cancellable(run: RunState, slurm_answers: bool) -> bool:
 
 def _scancel(jobs: list[str]) -> None:
     try:
-        slurm.output_of("scancel", *jobs)
+        slurm.output_of("scancel", "--", *jobs)  # jobs.jsonl may hold options
     except slurm.NoSlurmError as error:
         raise InputError(str(error)) from error
 
 
 def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
     """Submit runs again exactly as they were submitted; return a line about each. names: of runs, or states of AGAIN."""
-    from flash_grpo.cluster import submission
+    from flash_grpo.cluster import ownership, submission
 
     chosen = chosen_by([name for name in names if name not in AGAIN], runs)
     chosen += [run for run in runs if run.job and run.state in names and run not in chosen]
@@ -112,6 +113,8 @@ def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
         added = submission.resubmit(study / ".submitit", jobs)
     except submission.RefusedError as error:
         raise InputError(f"Slurm refuses this job: {error}") from error
+    except ownership.NotOursError as error:
+        raise InputError(str(error)) from error
     return [f"submitted {job.run} again as job {job.job_id}" for job in added]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_grpo.cluster.node import run_again
+from flash_grpo.cluster.ownership import refuse_foreign_files
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, array_of
 
 HOW_SLURM_IS_FOUND = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
@@ -62,6 +63,15 @@ def submit(
     return jobs
 
 
+def _executed(folder: Path, runs: list[SubmittedRun]) -> Iterator[Path]:
+    """Yield the files that a resubmission executes: the job's pickle, the command of its interpreter, and its code."""
+    yield from (Path(run.point) for run in runs)
+    yield from {_request_file(folder, run.job_id) for run in runs}
+    yield from sorted(
+        path for code in {Path(run.code) for run in runs if run.code} for path in (code, *code.rglob("*"))
+    )
+
+
 @contextmanager
 def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
     """Hide SLURM_* and SBATCH_* variables from sbatch, so that `parameters` alone decide, also inside an allocation.
@@ -82,8 +92,10 @@ def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
 def resubmit(folder: Path, runs: list[SubmittedRun]) -> list[SubmittedRun]:
     """Submit runs again with the same code, configuration and resources; return their new lines of jobs.jsonl.
 
-    folder: the study's .submitit. Runs that were submitted as one array become one array again. RefusedError as in `submit`.
+    folder: the study's .submitit. Runs that were submitted as one array become one array again. RefusedError as in `submit`;
+    NotOursError before anything is submitted, if others could have written what would run.
     """
+    refuse_foreign_files(folder, _executed(folder, runs))
     by_request: dict[Path, list[SubmittedRun]] = {}
     for run in runs:
         by_request.setdefault(_request_file(folder, run.job_id), []).append(run)

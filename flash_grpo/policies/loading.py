@@ -10,9 +10,16 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from flash_grpo.policies.precision import Precision
-from flash_grpo.policies.source import index_of, pipeline_folder
+from flash_grpo.policies.source import INDEX, index_of, pipeline_folder
 from flash_grpo.policies.text import RandomConditions, TextConditions
 from flash_grpo.policies.vae import WanVideoDecoder
+
+# What a pipeline's index may name for the parts that are loaded. The decoder's class is the only one that is looked up.
+CLASSES = {
+    "transformer": (("diffusers", "WanTransformer3DModel"),),
+    "vae": (("diffusers", "AutoencoderKLWan"), ("flash_grpo.tiny_world.codec", "LinearVideoCodec")),
+    "text_encoder": (("transformers", "UMT5EncoderModel"),),
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,13 @@ class Loader:
         """Load all parts from a pipeline's folder, see `source`; ValueError if it is Wan2.2's or a part is unreadable."""
         folder = pipeline_folder(path, revision)
         _refuse_two_experts(folder, path)
+        _refuse_other_classes(folder, path)
         transformer = _loaded(WanTransformer3DModel, folder, "transformer", self.precision.held)
         conditions = TextConditions(folder, self.max_text_tokens, self.device, self.precision.compute, embedding_cache)
         return transformer, self._decoder(folder), conditions
 
     def _decoder(self, folder: Path) -> Any:
-        """Load the decoder, of the class that the pipeline's index names: diffusers' VAE, or one with the same two calls."""
+        """Load the decoder, of the class that the pipeline's index names, which is one of CLASSES."""
         module, name = index_of(folder)["vae"]
         vae = _loaded(getattr(importlib.import_module(module), name), folder, "vae", torch.float32).to(self.device)
         return WanVideoDecoder(vae, self.tiling, self.slicing) if isinstance(vae, AutoencoderKLWan) else vae
@@ -101,3 +109,13 @@ def _refuse_two_experts(folder: Path, path: str) -> None:
         raise ValueError(
             f"model.path={path}: Wan2.2 (two experts, or timesteps per token) is not supported; use Wan2.1"
         )
+
+
+def _refuse_other_classes(folder: Path, path: str) -> None:
+    """Raise ValueError if the index names a class that is not in CLASSES: a folder of a stranger must not choose what runs."""
+    index = index_of(folder)
+    for part, allowed in CLASSES.items():
+        named = index.get(part)
+        if not isinstance(named, list) or tuple(named) not in allowed:
+            names = " or ".join(".".join(pair) for pair in allowed)
+            raise ValueError(f"model.path={path}: its {INDEX} names {str(named)[:80]} as {part}; supported is {names}")

@@ -29,7 +29,7 @@ class TextConditions:
         self._cache = Path(cache).expanduser() if cache else None
         self._identity = f"{fingerprint(folder, ('text_encoder', 'tokenizer'))} {max_tokens} {dtype}"
         self._memory: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", trust_remote_code=False)
         self._encoder: UMT5EncoderModel | None = None
 
     def __call__(self, texts: Iterable[str]) -> torch.Tensor:

@@ -31,7 +31,7 @@ class PickScore:
         folder = local_folder(processor, processor_revision, "reward.scorer.processor")
         self._images, self._tokenizer = (
             CLIPImageProcessorPil.from_pretrained(folder),
-            AutoTokenizer.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         )
         self._device = device
 

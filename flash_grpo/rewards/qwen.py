@@ -40,7 +40,7 @@ class RewardModel(nn.Module):
 
 def tokenizer_with(tokens: Sequence[str], folder: Path) -> PreTrainedTokenizerBase:
     """Load the folder's tokenizer and add special tokens to it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     return tokenizer
 

@@ -1,10 +1,10 @@
 """Read a run from its directory: its model, its checkpoints, its result."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.records.files import read_manifest, read_records
@@ -12,14 +12,31 @@ from flash_grpo.records.schema import RunManifest
 from flash_grpo.run import checkpoint
 from flash_grpo.run.build import build
 from flash_grpo.run.manifest import refuse_another_format
+from flash_grpo.run.trusted import without_foreign_calls
+
+TRUST = (
+    "also call what the run's run.json names outside this package: only for runs whose maker you trust"  # for --help
+)
 
 
-def policy_of(config: dict[str, Any], device: str) -> Policy:
-    """Build a run's model as it was before training, with its adapters.
+def configuration_of(manifest: RunManifest, trust: bool = False, without: Collection[str] = ()) -> DictConfig:
+    """Return a run's stored configuration, ready to be built from.
 
-    config: the one in the run's manifest. Attention backend and torch.compile are left out: this machine may lack them.
+    trust: also call what is not a part of this package; otherwise ValueError names it, see `run.trusted`. without: groups
+    that the caller replaces; they are left out.
     """
-    cfg = OmegaConf.create(config)
+    if not isinstance(manifest.config, dict):  # OmegaConf would read a text as YAML
+        raise ValueError(f"config in run.json: expected an object, got {type(manifest.config).__name__}")
+    config = {key: part for key, part in manifest.config.items() if key not in without}
+    return OmegaConf.create(config if trust else without_foreign_calls(config))
+
+
+def policy_of(manifest: RunManifest, device: str, trust: bool = False) -> Policy:
+    """Build a run's model as it was before training, with its adapters. trust: as in `configuration_of`.
+
+    Attention backend and torch.compile are left out: this machine may lack them.
+    """
+    cfg = configuration_of(manifest, trust)
     for key, portable in (("attention", None), ("compile", False)):
         if key in cfg.model:
             cfg.model[key] = portable

@@ -201,7 +201,7 @@ def test_runs_can_be_cancelled_while_the_accounting_does_not_answer(tmp_path, mo
     monkeypatch.setattr(slurm, "output_of", lambda *command: commands.append(command))
     monkeypatch.setattr(jobs.shutil, "which", lambda name: name)
     jobs.main([str(tmp_path), "--cancel"])
-    assert commands == [("scancel", "7_0")]
+    assert commands == [("scancel", "--", "7_0")]
     assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
 
 

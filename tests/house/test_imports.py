@@ -145,3 +145,24 @@ def test_folders_of_configuration_hold_nothing_else():
     folders = [ROOT / "flash_grpo/conf", ROOT / "ablations", ROOT / "sweeps"]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files if "__pycache__" not in path.parts} == {".yaml"}
+
+
+def test_nothing_is_unpickled_or_executed_from_a_file():
+    unpicklers = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+    calls = [
+        (path, node) for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    named = [
+        (path, ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords})
+        for path, call in calls
+    ]
+    loads = [words for _, name, words in named if name == "torch.load"]
+    assert len(loads) >= 3 and all(words.get("weights_only") == "True" for words in loads)
+    assert not [path for path in FILES if _tops(path) & unpicklers]
+    for path, name, words in named:
+        assert name.split(".")[-1] not in ("read_pickle", "eval_str", "unsafe_load"), path
+        assert name not in ("eval", "exec", "compile") and "allow_pickle" not in words, path
+        if name.startswith("Auto") and name.endswith("from_pretrained"):
+            assert words.get("trust_remote_code") == "False", path
+    unpickled = [path.name for path, name, _ in named if name.endswith("DelayedSubmission.load")]
+    assert unpickled == ["node.py"]  # what cluster.ownership has checked

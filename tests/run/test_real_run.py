@@ -81,7 +81,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, overr
 def _averaged(directory: Path):
     manifest = read_manifest(directory)
     manifest.config["model"]["dtype"] = "float32"
-    policy = stored.policy_of(manifest.config, "cpu")
+    policy = stored.policy_of(manifest, "cpu")
     EMA(policy.trainable(), decay=0.9, every=1).load(_state(directory)["ema"])
     return policy
 

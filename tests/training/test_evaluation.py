@@ -5,8 +5,8 @@ import torch
 from hydra.utils import instantiate
 
 from flash_grpo.rewards.brightness import brightness
+from flash_grpo.run.build import build
 from flash_grpo.run.contact_sheet import contact_sheet
-from flash_grpo.run.stored import policy_of
 from flash_grpo.training.evaluated import diversity
 from flash_grpo.training.evaluation import CONTACT_SHEET_ROWS, shown
 from flash_grpo.training.ranks import Ranks
@@ -15,7 +15,7 @@ from flash_grpo.training.ranks import Ranks
 def _evaluated(config, texts, *overrides):
     cfg = config(*overrides)
     evaluation = instantiate(cfg.evaluation.sampler)
-    policy = policy_of(cfg, "cpu")
+    policy = build(cfg.model, "model", device="cpu", lora=cfg.optim.lora)
     policy.keep_base()
     return evaluation(policy, brightness, texts, Ranks("cpu"))
 
