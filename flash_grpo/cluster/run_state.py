@@ -5,7 +5,6 @@ Slurm's word alone never proves success, and run.json alone never proves that a 
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +196,7 @@ def _is_of_last_start(manifest: RunManifest, job: SubmittedRun, starts: list[Job
     last = manifest.starts[-1]
     if last.job and last.job.name == job.job_id:
         return last.job.restart_count >= sum(bool(start.start) for start in starts) - 1
-    return datetime.strptime(last.time, "%Y-%m-%dT%H:%M:%S%z").timestamp() > job.submitted
+    return last.began > job.submitted
 
 
 def _is_of_this_start(manifest: RunManifest, queued: Queued) -> bool:

@@ -5,6 +5,7 @@ apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from flash_grpo.records.slurm_job import SlurmJob
@@ -160,6 +161,7 @@ class ProgramStart:
       recorded, saved or not.
     pieces: denoising steps, micro-batches and other resumable results that were noted before this start, see `Journal`.
     git: as in `RunManifest`. host, pid: of rank 0. slurm: the SLURM_* variables that identify the job, empty outside Slurm.
+    set_aside: newer checkpoints that this start could not use, each with what is wrong with it.
     """
 
     time: str
@@ -170,6 +172,12 @@ class ProgramStart:
     host: str = ""
     pid: int = 0
     slurm: dict[str, str] = field(default_factory=dict)
+    set_aside: list[str] = field(default_factory=list)
+
+    @property
+    def began(self) -> float:
+        """Return `time` in seconds since 1970."""
+        return datetime.strptime(self.time, "%Y-%m-%dT%H:%M:%S%z").timestamp()
 
     @property
     def job(self) -> SlurmJob | None:
