@@ -7,11 +7,13 @@ and samples. `load_study` and the report read it like the directories that it wa
 import argparse
 import io
 import json
+import lzma
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, RECORDS
 
 KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json", "evaluation/base/vbench.json")
@@ -51,14 +53,23 @@ def _rounded(value: Any) -> Any:
 
 
 def unpack(archive: Path) -> list[Path]:
-    """Unpack the archive into a temporary directory that lives as long as the process; return the studies' directories."""
+    """Unpack the archive into a temporary directory that lives as long as the process; return the studies' directories.
+
+    DamagedFileError if the archive is not one, or damaged anywhere: it is read to its end, where its checksum is.
+    """
     folder = tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True)
     _FOLDERS.append(folder)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder.name, filter="data")
+    try:
+        with lzma.open(archive) as file, tarfile.open(fileobj=file) as tar:
+            tar.extractall(folder.name, filter="data")
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, ValueError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
+        raise DamagedFileError(archive, f"is damaged, or not an archive of studies ({error})", PACK_AGAIN) from error
     return sorted(Path(folder.name).iterdir())
 
 
+PACK_AGAIN = "copy it again, or pack the studies again with python -m analysis.archive"
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
