@@ -11,7 +11,6 @@ import pandas as pd
 
 from analysis.archive import SUFFIX, unpack
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
-from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, RECORDS
 from flash_grpo.records.identity import is_in_arm
 from flash_grpo.records.schema import Cost
@@ -106,7 +105,7 @@ def _studies(path: Path, notes: list[str]) -> list[Path]:
         return [path]
     try:
         return unpack(path)
-    except DamagedFileError as damaged:
+    except ValueError as damaged:
         notes.append(str(damaged))
         return []
 

@@ -5,11 +5,13 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flash_grpo.records.checked import DamagedFileError, from_json, lacking, misfit, parsed, too_deep
-from flash_grpo.records.schema import FORMAT, EvalRecord, FailureRecord, IterationRecord, RunManifest
+from flash_grpo.records.schema import FORMAT, TIME, EvalRecord, FailureRecord, IterationRecord, RunManifest
+from flash_grpo.records.slurm_job import SlurmJob
 
 MANIFEST, RECORDS = "run.json", "records.jsonl"
 RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord, "failure": FailureRecord}
@@ -65,7 +67,8 @@ def read_manifest(run_dir: Path) -> RunManifest | None:
     try:
         manifest = from_json(RunManifest, entry)
         for start in manifest.starts:
-            start.began, start.job  # noqa: B018 -- they are computed from texts, which may be damaged
+            datetime.strptime(start.time, TIME)
+            SlurmJob.of(start.slurm)
     except ValueError as error:
         there = entry.get("format", 1)
         other = f" (another version's: format {there}, this one has {FORMAT})" if there != FORMAT else ""

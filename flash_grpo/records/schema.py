@@ -5,14 +5,13 @@ apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from flash_grpo.records.slurm_job import SlurmJob
 
 FORMAT = 2  # of a run directory: 2 since checkpoints hold a state per component; records of every format can be read
 
-
+TIME = "%Y-%m-%dT%H:%M:%S%z"  # of `ProgramStart.time`
 COST_PHASES = ("rollout", "decode", "reward", "update")  # rollout: without decoding
 
 
@@ -173,11 +172,6 @@ class ProgramStart:
     pid: int = 0
     slurm: dict[str, str] = field(default_factory=dict)
     set_aside: list[str] = field(default_factory=list)
-
-    @property
-    def began(self) -> float:
-        """Return `time` in seconds since 1970."""
-        return datetime.strptime(self.time, "%Y-%m-%dT%H:%M:%S%z").timestamp()
 
     @property
     def job(self) -> SlurmJob | None:

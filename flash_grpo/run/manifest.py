@@ -18,7 +18,7 @@ from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.files import read_object
 from flash_grpo.records.identity import comparable, is_identity
-from flash_grpo.records.schema import FORMAT, ProgramStart, RunManifest
+from flash_grpo.records.schema import FORMAT, TIME, ProgramStart, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.training.ranks import Ranks
 
@@ -142,7 +142,7 @@ def start(progress: dict[str, int], set_aside: list[str]) -> ProgramStart:
     """Describe this start of the program. progress: `ProgramStart`'s iteration, pieces and reached. set_aside: as there."""
     job = SlurmJob.here()
     return ProgramStart(
-        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        time=time.strftime(TIME),
         **progress,
         git=git_state(),
         host=platform.node(),
