@@ -45,7 +45,7 @@ def read_run(run_dir: Path, name: str) -> LoadedRun:
         with _without_garbage_collection():
             run.columns = _record_columns(run_dir, name, run.notes)
         if not run.columns:
-            run.notes.append(f"no records yet (status {_status(manifest)}).")
+            run.notes.append(f"no records yet in {RECORDS} (status {_status(manifest)}).")
         run.row = {"path": run_dir} | _run_row(name, manifest)
     return run
 
