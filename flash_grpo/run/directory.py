@@ -109,7 +109,7 @@ class RunDirectory:
         try:
             open(self.path / FAILURE, "x").close()
         except FileExistsError:
-            return False
+            return self.ranks.world_size == 1
         except OSError as problem:
             log.warning("%s: %s", self.path / FAILURE, problem.strerror)
         return True
