@@ -6,7 +6,7 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo slurm-demo test test-slurm lint format clean
+.PHONY: help demo slurm-demo test test-slurm fuzz lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(READY)  ## the tests
 
 test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: tools/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm
+
+fuzz: $(READY)  ## the fuzzers of the tests with thousands of examples (FUZZ_EXAMPLES=5000)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -n 2 tests/fuzz
 
 lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of it
 	$(BIN)/ruff check

@@ -89,7 +89,8 @@ def unpack(archive: Path) -> list[Path]:
     except ArchiveError as error:
         raise ArchiveError(f"{archive}: {error}") from error
     except (lzma.LZMAError, tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ArchiveError(f"{archive}: not an archive that can be read ({type(error).__name__}: {error})") from error
+        why = f"is damaged, or not an archive of studies ({type(error).__name__}: {error}); {PACK_AGAIN}"
+        raise ArchiveError(f"{archive}: {why}") from error
     if not (studies := sorted(Path(folder.name).iterdir())):
         raise ArchiveError(f"{archive}: holds no study")
     return studies
@@ -126,6 +127,7 @@ def _is_kept(member: tarfile.TarInfo) -> bool:
     return member.type == tarfile.REGTYPE and any(str(Path(*parts[depth:])) in KEPT for depth in (1, 2))
 
 
+PACK_AGAIN = "copy it again, or pack the studies again with python -m analysis.archive"
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 

@@ -6,7 +6,6 @@ Missing or unreadable data never raises and is never dropped silently: the notes
 import contextlib
 import dataclasses
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -18,7 +17,8 @@ import pandas as pd
 
 from analysis import plain
 from analysis.style import NOISES
-from flash_grpo.records.files import MANIFEST, RECORDS, read_records
+from flash_grpo.records.checked import DamagedFileError, lacking, misfit
+from flash_grpo.records.files import MANIFEST, RECORDS, RESTORE, read_object, read_records
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
 RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord}
@@ -46,42 +46,48 @@ def read_run(run_dir: Path, name: str) -> LoadedRun:
         with _without_garbage_collection():
             run.columns = _record_columns(run_dir, name, run.notes)
         if not run.columns:
-            run.notes.append(f"no records yet (status {manifest['status']}).")
+            run.notes.append(f"no records yet in {RECORDS} (status {_status(manifest)}).")
         run.row = {"path": run_dir} | _run_row(name, manifest)
     return run
 
 
 def _manifest(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((run_dir / MANIFEST).read_text())
-        manifest["method"], manifest["seed"]
-    except (OSError, ValueError, TypeError, KeyError) as problem:
-        notes.append(f"left out, its {MANIFEST} does not say what it is ({type(problem).__name__}: {problem}).")
+        manifest = read_object(run_dir / MANIFEST, RESTORE)
+    except DamagedFileError as damaged:
+        notes.append(f"left out, its {MANIFEST} {damaged.problem}.")
+        return None
+    if problem := lacking(manifest, ("method", "seed")) or misfit(RunManifest, manifest):
+        notes.append(f"left out, its {MANIFEST} does not say what it is ({problem}).")
         return None
     expected = {
         item.name for item in dataclasses.fields(RunManifest) if item.default is not None
     }  # None: may be absent
     if absent := sorted(expected - manifest.keys()):
         notes.append(f"{MANIFEST} lacks {', '.join(absent)} (written by another version?).")
-    return {"status": "unknown", "reason": "", "config": {}, "hardware": {}, **manifest}
+    return manifest
 
 
 def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    hardware = manifest["hardware"] or {}
+    hardware, config = manifest.get("hardware") or {}, manifest.get("config") or {}
     return {
         "run": name,
         "method": plain.name(manifest["method"]),
-        "noise": _noise(manifest["config"]),
-        "model": plain.name(manifest.get("model", "unknown")),
+        "noise": _noise(config),
+        "model": plain.name(manifest.get("model") or "unknown"),
         "seed": manifest["seed"],
-        "status": plain.name(manifest["status"]),
-        "reason": plain.words(manifest["reason"] or ""),
-        "device": plain.name(hardware.get("device", "unknown")),
+        "status": plain.name(_status(manifest)),
+        "reason": plain.words(manifest.get("reason") or ""),
+        "device": plain.name(str(hardware.get("device", "unknown"))),
         "on_cpu": hardware.get("device_type") == "cpu",
-        "world_size": manifest.get("world_size", 1),
-        "config": manifest["config"] or {},
+        "world_size": manifest.get("world_size") or 1,
+        "config": config,
         "git": manifest.get("git") or {},
     }
+
+
+def _status(manifest: dict[str, Any]) -> str:
+    return manifest.get("status") or "unknown"
 
 
 def _noise(config: Any) -> str:
@@ -103,24 +109,18 @@ def _record_columns(run_dir: Path, name: str, notes: list[str]) -> dict[str, dic
 
 
 def _records(run_dir: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the readable records; add a note if the file becomes unreadable or ends in half a line."""
-    count = 0
+    """Yield the readable records; add a note if the file becomes unreadable, has blank lines or ends in half a line."""
     try:
-        for record in read_records(run_dir):
-            count += 1
-            yield record
-    except ValueError as problem:
-        notes.append(f"line {count + 1} of {RECORDS} is unreadable; it and what follows were left out ({problem}).")
-    if _ends_in_half_a_line(run_dir / RECORDS):
+        yield from read_records(run_dir)
+    except DamagedFileError as damaged:
+        where = RECORDS if damaged.line is None else f"line {damaged.line} of {RECORDS}"
+        notes.append(f"{where} is unreadable; it and what follows were left out ({damaged.problem}).")
+    path = run_dir / RECORDS
+    data = path.read_bytes() if path.is_file() else b""
+    if blank := sum(not line.strip(b" ") for line in data.split(b"\n")[:-1]):
+        notes.append(f"{blank} blank lines of {RECORDS}: records that were given up.")
+    if data and not data.endswith(b"\n"):
         notes.append(f"the last line of {RECORDS} is cut short (crash, or still writing) and was left out.")
-
-
-def _ends_in_half_a_line(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
 
 
 def _columns_of(kind: str, run: str, records: list[dict], notes: list[str]) -> dict[str, np.ndarray]:

@@ -81,7 +81,8 @@ class Study:
 def load_study(*paths: Path | str) -> Study:
     """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
 
-    An archive that cannot be read, or that would unpack to more than `analysis.archive` allows, is named in the notes.
+    Nothing that is on disk raises: what cannot be read, or an archive that would unpack to more than `analysis.archive`
+    allows, is named in the notes, and the rest is shown.
     """
     given, notes = [Path(path) for path in paths], []
     paths = [study for path in given for study in _studies(path, notes)]
@@ -135,9 +136,12 @@ def _run_directories(path: Path, notes: list[str]) -> list[Path]:
     if not path.is_dir():
         notes.append(f"{path} is not a directory: there is no study to read.")
         return []
-    run_dirs = sorted(
-        item for item in path.iterdir() if item.is_dir() and ((item / MANIFEST).exists() or (item / RECORDS).exists())
-    )
+    try:
+        items = sorted(path.iterdir())
+    except OSError as error:
+        notes.append(f"{path} cannot be read ({error.strerror}).")
+        return []
+    run_dirs = [item for item in items if item.is_dir() and ((item / MANIFEST).exists() or (item / RECORDS).exists())]
     if not run_dirs:
         notes.append(f"{path} holds no runs (a run is a directory with a {MANIFEST}): there is nothing to show yet.")
     return run_dirs

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flash_grpo.overrides import check_overrides, in_one_line, refuse, split
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.compose import CONF
 from flash_grpo.run.settings import ConfigError
@@ -26,7 +27,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     def guarded(cfg: DictConfig) -> None:
         try:
             task(cfg)
-        except ConfigError as error:
+        except (ConfigError, DamagedFileError) as error:
             if SlurmJob.here():  # into the rank's log
                 traceback.print_exc()
             refuse(str(error))

@@ -31,6 +31,7 @@ from flash_grpo.cluster import logs, slurm
 from flash_grpo.cluster.bill import write_bills
 from flash_grpo.cluster.run_state import ALIVE, RunState, run_states
 from flash_grpo.cluster.table import console, table_of
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.submissions import SubmittedRun
 
 CANCELLABLE = tuple(state for state in ALIVE if state != "ending")
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         _do(args)
-    except InputError as error:
+    except (InputError, DamagedFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

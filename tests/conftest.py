@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,6 +19,11 @@ from flash_grpo.run import build, loop
 from flash_grpo.run.compose import CONF
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
+
+# Fuzzers try the same examples each time: these in the suite, as many as FUZZ_EXAMPLES says in `make fuzz`.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+hypothesis.settings.register_profile("seeded", max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("seeded")
 
 __all__ = ["cluster", "slurm_environment", "submit"]  # fixtures
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flash_grpo.cluster.slurm import Answer, JobStart
-from flash_grpo.records.files import MANIFEST, read_manifest, read_newest_first, write_atomically
+from flash_grpo.records.files import MANIFEST, PROGRESS, read_manifest, read_newest_first, write_atomically
 from flash_grpo.records.schema import Bill, BilledStart
 from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
@@ -63,10 +63,10 @@ def _useful_seconds(run_dir: Path) -> float:
 
     Work that was done twice counts once. Reward servers do not count: they are jobs of their own.
     """
-    last = next((record for record in read_newest_first(run_dir) if "cost" in record), None)
+    last = next((record for record in read_newest_first(run_dir) if record["kind"] in PROGRESS), None)
     if last is None:
         return 0.0
-    return last["cost"]["device_seconds"] + last["evaluation_seconds"] - last["cost"].get("server_seconds", 0.0)
+    return last["cost"]["device_seconds"] + last["evaluation_seconds"] - (last["cost"].get("server_seconds") or 0.0)
 
 
 def _write(run_dir: Path, bill: Bill | None, jobs: list[str]) -> None:

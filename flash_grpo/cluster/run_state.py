@@ -14,8 +14,8 @@ from flash_grpo.cluster.last_words import LOST_A_RANK, last_words
 from flash_grpo.cluster.logs import log_files, log_texts
 from flash_grpo.cluster.reasons import ENDS, local_time, why_it_waits
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
-from flash_grpo.records.files import MANIFEST, RECORDS, read_manifest, read_newest_first
-from flash_grpo.records.schema import RunManifest
+from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_manifest, read_newest_first
+from flash_grpo.records.schema import TIME, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, array_of, read_submitted
 
 ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending")
@@ -97,7 +97,7 @@ def _last_records(run_dir: Path) -> dict[str, Any]:
         newest.setdefault(record["kind"], record)
         if "evaluation" in newest and "iteration" in newest:
             break
-    charged = [record for record in newest.values() if "cost" in record]
+    charged = [newest[kind] for kind in PROGRESS if kind in newest]
     if not charged:
         return {}
     last = max(charged, key=lambda record: record["iteration"])
@@ -194,13 +194,15 @@ def _silent_seconds(job: SubmittedRun) -> float:
 
 def _is_of_last_start(manifest: RunManifest, job: SubmittedRun, starts: list[JobStart]) -> bool:
     """Return True if the job's last start wrote run.json or, where the run went on without Slurm, a later start did."""
-    last = manifest.starts[-1]
+    last = manifest.starts[-1] if manifest.starts else None
+    if last is None:
+        return False
     if last.job and last.job.name == job.job_id:
         return last.job.restart_count >= sum(bool(start.start) for start in starts) - 1
-    return datetime.strptime(last.time, "%Y-%m-%dT%H:%M:%S%z").timestamp() > job.submitted
+    return datetime.strptime(last.time, TIME).timestamp() > job.submitted
 
 
 def _is_of_this_start(manifest: RunManifest, queued: Queued) -> bool:
     """Return True if the start that runs now has written its entry to run.json."""
-    job = manifest.starts[-1].job
+    job = manifest.starts[-1].job if manifest.starts else None
     return job is not None and (job.name, job.restart_count) == (queued.job, queued.restarts)

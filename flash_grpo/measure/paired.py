@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from flash_grpo.algorithm.protocols import Policy, Reward
 from flash_grpo.measure.videos import vbench_name, write_mp4
+from flash_grpo.records.checked import DamagedFileError, parsed
 from flash_grpo.records.files import MANIFEST, write_atomically
 from flash_grpo.records.vbench import merged_vbench, read_vbench
 from flash_grpo.run.build import build
@@ -22,6 +23,7 @@ from flash_grpo.training.ranks import Ranks
 
 LINES, RESULT = "manifest.jsonl", "evaluation.json"
 VBENCH, BASE_FOLDER = "vbench.json", "base"
+START_ANEW = "delete the folder: its videos are made again"
 
 
 def evaluate(
@@ -63,9 +65,21 @@ def evaluate(
 def _refuse_other_prompts(folder: Path, texts: tuple[str, ...]) -> None:
     """Raise ValueError if the folder holds videos of other prompts: VBench would score them together with the new ones."""
     file = folder / LINES
-    earlier = {json.loads(line)["prompt"] for line in file.read_text().splitlines()} if file.exists() else set()
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    earlier = {_prompt_of(file, number, line) for number, line in enumerate(lines, 1)}
     if earlier and earlier != set(texts):
         raise ValueError(f"{folder} holds videos of other prompts: give --output a directory of its own")
+
+
+def _prompt_of(file: Path, number: int, line: bytes) -> str:
+    """Return the prompt of a line of the manifest. DamagedFileError if it has none."""
+    try:
+        entry = parsed(line)
+    except ValueError as error:
+        raise DamagedFileError(file, str(error), START_ANEW, number) from None
+    if not isinstance(prompt := entry.get("prompt"), str):
+        raise DamagedFileError(file, "names no prompt", START_ANEW, number)
+    return prompt
 
 
 def _evaluated(

@@ -4,33 +4,26 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any
 
-from flash_grpo.records.schema import Bill, BilledStart, ProgramStart, RunManifest
+from flash_grpo.records.checked import DamagedFileError, from_json, lacking, misfit, parsed, too_deep
+from flash_grpo.records.schema import FORMAT, TIME, EvalRecord, FailureRecord, IterationRecord, RunManifest
+from flash_grpo.records.slurm_job import SlurmJob
 
 MANIFEST, RECORDS = "run.json", "records.jsonl"
-
-
-class Dataclass(Protocol):
-    """Any dataclass, in a signature."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-T = TypeVar("T", bound=Dataclass)
+RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord, "failure": FailureRecord}
+PROGRESS = ("iteration", "evaluation")  # kinds of records that tell how far a run came, and at what cost
+ALWAYS = ("iteration", "cost", "evaluation_seconds")  # of PROGRESS, in every version; other keys may be missing
+RESTORE = "put it back from a copy"
+ON_MANIFEST = f"{RESTORE}, or move it away and give the run's command again: it goes on from its newest checkpoint"
 
 
 def as_json(record: Any) -> str:
     """Return a record as one line of strict JSON; a number that is not finite becomes null, never `NaN`."""
     return json.dumps(_finite(dataclasses.asdict(record)), allow_nan=False)
-
-
-def from_json(kind: type[T], entry: dict[str, Any]) -> T:
-    """Build a `kind`, a dataclass, from a JSON object. Keys that this version does not know are ignored."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in entry.items() if key in names})
 
 
 def _finite(value: Any) -> Any:
@@ -55,21 +48,48 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+# -- run.json ----------------------------------------------------------------------------------------------------------
+
+
 def write_manifest(run_dir: Path, manifest: RunManifest) -> None:
     write_atomically(run_dir / MANIFEST, json.dumps(_finite(dataclasses.asdict(manifest)), indent=1) + "\n")
 
 
 def read_manifest(run_dir: Path) -> RunManifest | None:
-    """Read the run's manifest; None if there is none. Keys that this version does not know are ignored."""
+    """Read the run's manifest; None if there is none. Keys that this version does not know are ignored.
+
+    DamagedFileError if it cannot be read or a value is missing or of another type.
+    """
     path = Path(run_dir) / MANIFEST
     if not path.exists():
         return None
-    entry = json.loads(path.read_text())
-    entry["starts"] = [from_json(ProgramStart, start) for start in entry.get("starts") or []]
-    if bill := entry.get("bill"):
-        billed = [from_json(BilledStart, start) for start in bill.get("starts", [])]
-        entry["bill"] = from_json(Bill, {**bill, "starts": billed})
-    return from_json(RunManifest, entry)
+    entry = read_object(path, ON_MANIFEST)
+    try:
+        manifest = from_json(RunManifest, entry)
+        for start in manifest.starts:
+            datetime.strptime(start.time, TIME)
+            SlurmJob.of(start.slurm)
+    except ValueError as error:
+        there = entry.get("format", 1)
+        other = f" (another version's: format {there}, this one has {FORMAT})" if there != FORMAT else ""
+        raise DamagedFileError(path, f"{error}{other}", ON_MANIFEST) from None
+    return manifest
+
+
+def read_object(path: Path, way_out: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object. DamagedFileError, which ends with `way_out`, if it cannot be read."""
+    try:
+        entry = parsed(path.read_bytes())
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read ({error.strerror})", way_out) from error
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), way_out) from None
+    if too_deep(entry):
+        raise DamagedFileError(path, "nests too deeply", way_out)
+    return entry
+
+
+# -- records.jsonl -----------------------------------------------------------------------------------------------------
 
 
 class RecordWriter:
@@ -100,20 +120,67 @@ class RecordWriter:
         return self.path.stat().st_size
 
 
-def read_records(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the run's records as dictionaries, oldest first; a last line cut short by a crash is skipped."""
-    path = Path(run_dir) / RECORDS
-    if not path.exists():
-        return
-    with open(path) as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+def read_records(run_dir: Path, length: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the run's records as dictionaries, oldest first; a last line cut short by a crash is skipped.
+
+    A line of blanks is skipped too: so an unreadable one can be given up without moving those after it. DamagedFileError
+    names the first line that is not a record. length: read this many bytes; DamagedFileError if there are fewer.
+    """
+    lines = _lines(run_dir, length)
+    return _records(Path(run_dir) / RECORDS, enumerate(lines, 1))
 
 
 def read_newest_first(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the run's records as dictionaries, newest first, for callers that want only the last ones of a long run."""
+    """Yield the records as `read_records` does, but newest first, for callers that want the last ones of a long run."""
+    lines = _lines(run_dir)
+    return _records(Path(run_dir) / RECORDS, zip(range(len(lines), 0, -1), reversed(lines), strict=True))
+
+
+def last_recorded(run_dir: Path) -> int:
+    """Return the newest iteration in the records, 0 if there is none. Lines that are not records do not count."""
+    for line in reversed(_lines(run_dir)):
+        try:
+            record = _record(line)
+        except ValueError:
+            continue
+        if record["kind"] in PROGRESS:
+            return record["iteration"]
+    return 0
+
+
+def _lines(run_dir: Path, length: int | None = None) -> list[bytes]:
     path = Path(run_dir) / RECORDS
-    for line in reversed(path.read_text().splitlines(keepends=True) if path.exists() else []):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read ({error.strerror})", RESTORE) from error
+    if length is not None and len(data) < length:
+        raise DamagedFileError(path, f"has {len(data)} bytes of {length}: records are missing", RESTORE)
+    if length and data[length - 1 : length] != b"\n":
+        raise DamagedFileError(path, f"has no end of a line at byte {length}, where the checkpoint ends", RESTORE)
+    *lines, _ = data[:length].split(b"\n")  # what follows the last newline is cut short, or still being written
+    return lines
+
+
+def _records(path: Path, lines: Iterable[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
+    for number, line in lines:
+        try:
+            if line.strip(b" "):
+                yield _record(line)
+        except ValueError as error:
+            way_out = f"put the file back from a copy, or give this line up: LC_ALL=C sed -i '{number}s/./ /g' {path}"
+            raise DamagedFileError(path, str(error), way_out, number) from None
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Parse a record. ValueError if it is none, or lacks what every version has written. Unknown kinds are not checked."""
+    record = parsed(line)
+    kind = record.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError("is not a record: it has no kind")
+    problem = misfit(RECORD_TYPES[kind], record) if kind in RECORD_TYPES else ""
+    if kind in PROGRESS and not problem:
+        problem = lacking(record, ALWAYS) or lacking(record["cost"], ("device_seconds",))
+    if problem:
+        raise ValueError(problem)
+    return record

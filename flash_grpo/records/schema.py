@@ -11,7 +11,7 @@ from flash_grpo.records.slurm_job import SlurmJob
 
 FORMAT = 2  # of a run directory: 2 since checkpoints hold a state per component; records of every format can be read
 
-
+TIME = "%Y-%m-%dT%H:%M:%S%z"  # of `ProgramStart.time`
 COST_PHASES = ("rollout", "decode", "reward", "update")  # rollout: without decoding
 
 
@@ -160,6 +160,7 @@ class ProgramStart:
       recorded, saved or not.
     pieces: denoising steps, micro-batches and other resumable results that were noted before this start, see `Journal`.
     git: as in `RunManifest`. host, pid: of rank 0. slurm: the SLURM_* variables that identify the job, empty outside Slurm.
+    set_aside: newer checkpoints that this start could not use, each with what is wrong with it.
     """
 
     time: str
@@ -170,6 +171,7 @@ class ProgramStart:
     host: str = ""
     pid: int = 0
     slurm: dict[str, str] = field(default_factory=dict)
+    set_aside: list[str] = field(default_factory=list)
 
     @property
     def job(self) -> SlurmJob | None:

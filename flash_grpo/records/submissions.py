@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from flash_grpo.records.files import from_json
+from flash_grpo.records.checked import DamagedFileError, from_json, parsed
+from flash_grpo.records.files import RESTORE
 
+log = logging.getLogger(__name__)
 FOLDER, JOBS = ".submitit", "jobs.jsonl"
 
 
@@ -50,15 +54,29 @@ def array_of(job_id: str) -> str:
 def read_submitted(study: Path) -> dict[str, list[SubmittedRun]]:
     """Read the study's jobs.jsonl: for each run its lines, oldest first, so that the last one is its newest job.
 
-    A last line that is still being written is skipped.
+    A last line that is still being written is skipped. A damaged line is named in a warning, once, and left out.
+    DamagedFileError if the file cannot be read at all.
     """
     runs: dict[str, list[SubmittedRun]] = {}
     path = study / FOLDER / JOBS
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            submitted = from_json(SubmittedRun, json.loads(line))
+    try:
+        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read ({error.strerror})", RESTORE) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            submitted = from_json(SubmittedRun, parsed(line))
+        except ValueError as error:
+            _warn_once(str(DamagedFileError(path, str(error), "its job is left out; delete the line", number)))
+        else:
             runs.setdefault(submitted.run, []).append(submitted)
     return runs
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, once in a process: a table that is drawn every few seconds reads the same lines again."""
+    log.warning(message)
 
 
 def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
@@ -67,11 +85,13 @@ def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
     folder: the study's .submitit. The jobs command finds the runs by these lines, without the launcher.
     """
     path = folder / JOBS
-    length = path.stat().st_size if path.exists() else 0
+    there = path.read_bytes() if path.exists() else b""
     lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
+    if there and not there.endswith(b"\n"):  # cut short: what is added must not become part of that line
+        lines = "\n" + lines
     try:
         with open(path, "ab", buffering=0) as file:  # one write, so that readers never see a mixture of two launchers
             file.write(lines.encode())
     except OSError:
-        os.truncate(path, length)
+        os.truncate(path, len(there))
         raise

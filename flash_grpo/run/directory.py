@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from flash_grpo.records.files import MANIFEST, RecordWriter, read_manifest, read_newest_first, write_manifest
+from flash_grpo.records.checked import DamagedFileError
+from flash_grpo.records.files import MANIFEST, RecordWriter, last_recorded, read_manifest, write_manifest
 from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import manifest
@@ -36,6 +37,7 @@ class RunDirectory:
         self.path, self.manifest, self.ranks, self.max_idle_starts = path, described, ranks, max_idle_starts
         self.records: RecordWriter | None = None
         self.begun = False
+        self.set_aside: list[str] = []  # see ProgramStart
         self._new = not (path / MANIFEST).exists()
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -51,12 +53,12 @@ class RunDirectory:
 
         iteration, pieces: where the run continues, as in `ProgramStart`. RuntimeError as in `refuse_endless_restarts`.
         """
-        reached = max([self._reached(), *(start.reached for start in self.manifest.starts)])
+        reached = max([last_recorded(self.path), *(start.reached for start in self.manifest.starts)])
         progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
         self.refuse_endless_restarts(progress)
         if self.ranks.is_main:
             self.records = RecordWriter(self.path, records_length)
-            self.manifest.starts.append(manifest.start(progress))
+            self.manifest.starts.append(manifest.start(progress, self.set_aside))
             self._write("running", "")
         self.ranks.barrier()  # otherwise another rank could fail before run.json says "running"
         self.begun = True
@@ -84,26 +86,50 @@ class RunDirectory:
     def fail(self, error: BaseException) -> None:
         """Write the reason for the failure to run.json. Only the first rank that fails writes it: others fail because of it.
 
-        Checkpoints are kept. Rank 0 also appends a FailureRecord if it still can.
+        Checkpoints are kept. Rank 0 also appends a FailureRecord if it still can. Never raises: what cannot be written, on a
+        full disk or beside damaged files, is logged, and the caller's `error` is what the user sees.
         """
-        reason = f"{type(error).__name__}: {error}"
-        if self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere):
-            reason += f" (rank {self.ranks.rank} of {self.ranks.world_size})"
-        with suppress(OSError):  # another rank failed first; or the disk is full, and only the log has the error
-            if not isinstance(error, RewardErrorElsewhere):
-                open(self.path / FAILURE, "x").close()
-                self._write_failed(reason, error)
-        with suppress(OSError):
-            if self.records:
-                written = read_manifest(self.path)
-                first = written.reason if written else ""
-                self.append(FailureRecord(iteration=self._reached() + 1, reason=first or reason))
+        for write in (self._write_failed, self._append_failure):
+            try:
+                write(self._reason(error), error)
+            except Exception as problem:
+                log.error("%s: the failure could not be noted there: %s", self.path, problem)
+
+    def _reason(self, error: BaseException) -> str:
+        of_a_rank = self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere)
+        rank = f" (rank {self.ranks.rank} of {self.ranks.world_size})" if of_a_rank else ""
+        return f"{type(error).__name__}: {error}{rank}"
+
+    def _append_failure(self, reason: str, error: BaseException) -> None:
+        if self.records:
+            self.append(FailureRecord(iteration=last_recorded(self.path) + 1, reason=self._on_disk().reason or reason))
+
+    def _is_first(self) -> bool:
+        """Return True if no other rank has failed before; the file may be impossible to make, which proves nothing."""
+        try:
+            open(self.path / FAILURE, "x").close()
+        except FileExistsError:
+            return self.ranks.world_size == 1
+        except OSError as problem:
+            log.warning("%s: %s", self.path / FAILURE, problem.strerror)
+        return True
+
+    def _on_disk(self) -> RunManifest:
+        """Return what run.json says, which another rank may have written; if it is damaged, what this rank knows."""
+        try:
+            return read_manifest(self.path) or self.manifest
+        except DamagedFileError as damaged:
+            log.warning(str(damaged))
+            return self.manifest
 
     def _write_failed(self, reason: str, error: BaseException) -> None:
-        self.manifest = read_manifest(self.path) or self.manifest
+        if isinstance(error, RewardErrorElsewhere) or not self._is_first():
+            return
+        self.manifest = self._on_disk()
         if not self.begun:
-            reached = self._reached()
-            self.manifest.starts.append(manifest.start({"iteration": reached, "pieces": 0, "reached": reached}))
+            reached = last_recorded(self.path)
+            progress = {"iteration": reached, "pieces": 0, "reached": reached}
+            self.manifest.starts.append(manifest.start(progress, self.set_aside))
         self._write("failed", reason, "".join(traceback.format_exception(error)))
 
     def leave_as_found(self) -> None:
@@ -117,11 +143,6 @@ class RunDirectory:
     def _write(self, status: str, reason: str, trace: str = "") -> None:
         self.manifest.status, self.manifest.reason, self.manifest.traceback = status, reason, trace
         write_manifest(self.path, self.manifest)
-
-    def _reached(self) -> int:
-        """Return the last iteration in the records, whether or not a checkpoint of it was saved."""
-        records = read_newest_first(self.path)
-        return next((record["iteration"] for record in records if record["kind"] != "failure"), 0)
 
 
 def lock(directory: Path) -> TextIO:

@@ -16,8 +16,9 @@ import torch
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.records.files import read_object
 from flash_grpo.records.identity import comparable, is_identity
-from flash_grpo.records.schema import FORMAT, ProgramStart, RunManifest
+from flash_grpo.records.schema import FORMAT, TIME, ProgramStart, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.training.ranks import Ranks
 
@@ -112,7 +113,7 @@ def git_state() -> dict[str, Any] | None:
     """Return the commit of the code and whether the working tree differed from it. A snapshot of the code stores both."""
     noted = Path(__file__).parents[2] / "git.json"
     if noted.is_file():
-        return json.loads(noted.read_text())
+        return read_object(noted, "submit the sweep again")
 
     def git(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -137,16 +138,17 @@ def hardware(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def start(progress: dict[str, int]) -> ProgramStart:
-    """Describe this start of the program. progress: `ProgramStart`'s iteration, pieces and reached."""
+def start(progress: dict[str, int], set_aside: list[str]) -> ProgramStart:
+    """Describe this start of the program. progress: `ProgramStart`'s iteration, pieces and reached. set_aside: as there."""
     job = SlurmJob.here()
     return ProgramStart(
-        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        time=time.strftime(TIME),
         **progress,
         git=git_state(),
         host=platform.node(),
         pid=os.getpid(),
         slurm=job.variables if job else {},
+        set_aside=set_aside,
     )
 
 

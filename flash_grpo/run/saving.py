@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from flash_grpo.records.checked import DamagedFileError
+from flash_grpo.records.files import last_recorded, read_records
 from flash_grpo.run import checkpoint
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Place
@@ -12,6 +16,15 @@ from flash_grpo.run.settings import ConfigError
 from flash_grpo.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint as read. unfinished: what this rank had by then of the iteration; None if it was between two."""
+
+    name: str
+    state: dict[str, Any]
+    unfinished: dict[str, Any] | None
 
 
 @dataclass(kw_only=True)
@@ -51,22 +64,69 @@ class Saver:
     def resume(self) -> Place:
         """Restore the newest checkpoint, note this start of the run, and return how far the run has come.
 
-        ConfigError if a run that was stopped in the middle of an iteration cannot go on with these ranks or batch sizes.
+        A checkpoint of which a file is damaged, or whose records are, is set aside and an older one restored. ConfigError if
+        none is left, or if a run that was stopped in the middle of an iteration cannot go on with these ranks or batch sizes.
         """
         trainer = self.trainer
-        name = trainer.ranks.from_main(checkpoint.newest_name(self.path))
-        if name is None:
+        found, refused = self._newest_usable()
+        if found is None:
+            self._refuse_to_begin_again(refused)
             self.directory.begin(0, trainer.journal.pieces, 0)
             return Place()
-        state = checkpoint.load(self.path, name)
-        trainer.restore(state)
-        progress = state["progress"]
+        self._set_aside(refused, found)
+        progress = found.state["progress"]
         place = Place(**progress["place"])
         if progress["inside_on_ranks"]:
-            self._resume_inside(name, place, progress["inside_on_ranks"], progress["batches"])
+            self._check_inside(found.name, place, progress["inside_on_ranks"], progress["batches"])
+        trainer.restore(found.state)
+        if found.unfinished is not None:
+            trainer.resume_unfinished(found.unfinished)
         log.info("continuing %s %s", self.path, place.described(bool(trainer.journal.done)))
         self.directory.begin(place.iteration, trainer.journal.pieces, progress["records_length"])
         return place
+
+    def _newest_usable(self) -> tuple[Found | None, dict[str, str]]:
+        """Read the newest checkpoint that every rank can read whole; return also why each newer one cannot be used."""
+        ranks = self.trainer.ranks
+        refused: dict[str, str] = {}
+        for name in ranks.from_main(checkpoint.names(self.path)):
+            found, problem = None, ""
+            try:
+                found = self._read(name)
+            except DamagedFileError as error:
+                problem = str(error)
+            worst = int(ranks.max(torch.tensor(ranks.rank if problem else -1)))
+            if worst < 0:
+                return found, refused
+            refused[name] = ranks.from_rank(worst, problem)
+        return None, refused
+
+    def _read(self, name: str) -> Found:
+        """Read all that this rank needs of a checkpoint. DamagedFileError if a file, or the records up to it, is damaged."""
+        ranks, state = self.trainer.ranks, checkpoint.load(self.path, name)
+        if ranks.is_main:
+            list(read_records(self.path, state["progress"]["records_length"]))
+        inside = state["progress"]["inside_on_ranks"] == ranks.world_size
+        return Found(name, state, checkpoint.of_this_rank(self.path, name, ranks) if inside else None)
+
+    def _set_aside(self, refused: dict[str, str], found: Found) -> None:
+        """Take the checkpoints out of the way, so that they are not used later beside records of another length."""
+        for name, problem in refused.items():
+            if self.trainer.ranks.is_main:
+                there = checkpoint.set_aside(self.path, name)
+                log.warning("%s. It is now %s; the run goes on from %s", problem, there.name, found.name)
+                self.directory.set_aside.append(f"{name}: {problem}")
+
+    def _refuse_to_begin_again(self, refused: dict[str, str]) -> None:
+        """Raise ConfigError if the run has got somewhere and has no checkpoint to go on from."""
+        reached = self.trainer.ranks.from_main(last_recorded(self.path))
+        if not refused and not reached:
+            return
+        why = " | ".join(refused.values()) or f"its records reach iteration {reached}, and it has no checkpoint"
+        raise ConfigError(
+            f"{self.path} has no checkpoint to go on from: {why}. Put one back from a copy, or delete {self.path} to begin "
+            "again"
+        )
 
     def _state(self, place: Place, inside: bool) -> dict[str, Any]:
         """Return all state that the rest of the run depends on, and the present length of the records."""
@@ -87,8 +147,9 @@ class Saver:
             return {"evaluation.sampler.batch": self.evaluation_batch}
         return {"rollout.batch": self.trainer.rollouts.at_once, "training.batch": self.trainer.updater.at_once}
 
-    def _resume_inside(self, name: str, place: Place, world_size: int, batches: dict[str, int]) -> None:
-        trainer = self.trainer
+    def _check_inside(self, name: str, place: Place, world_size: int, batches: dict[str, int]) -> None:
+        """Raise ConfigError unless these ranks and batch sizes are those in the middle of which the run was stopped."""
+        ranks = self.trainer.ranks
         saved = self.path / checkpoint.FOLDER / name
         if batches != self._batches(place):
             raise ConfigError(
@@ -96,9 +157,8 @@ class Saver:
                 f"{' '.join(f'{key}={size}' for key, size in batches.items())}, or delete {saved} to go back to iteration "
                 f"{place.iteration}"
             )
-        if world_size != trainer.ranks.world_size:
+        if world_size != ranks.world_size:
             raise ConfigError(
                 f"{self.path} was stopped in the middle of an iteration by {world_size} ranks, and only as many can go on "
-                f"there; these are {trainer.ranks.world_size}. Or delete {saved} to go back to iteration {place.iteration}"
+                f"there; these are {ranks.world_size}. Or delete {saved} to go back to iteration {place.iteration}"
             )
-        trainer.resume_unfinished(checkpoint.of_this_rank(self.path, name, trainer.ranks))

@@ -1,5 +1,6 @@
 """Read a run from its directory: its model, its checkpoints, its result."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.protocols import Policy
-from flash_grpo.records.files import read_manifest, read_records
-from flash_grpo.records.schema import RunManifest
+from flash_grpo.records.checked import DamagedFileError, from_json, lacking
+from flash_grpo.records.files import MANIFEST, ON_MANIFEST, RECORDS, read_manifest, read_records
+from flash_grpo.records.schema import Cost, RunManifest
 from flash_grpo.run import checkpoint
 from flash_grpo.run.build import build
 from flash_grpo.run.manifest import refuse_another_format
@@ -17,6 +19,8 @@ from flash_grpo.run.trusted import without_foreign_calls
 TRUST = (
     "also call what the run's run.json names outside this package: only for runs whose maker you trust"  # for --help
 )
+
+SECTIONS = ("model", "optim", "reward", "prompts", "evaluation")  # of a configuration; what a run is judged by later
 
 
 def configuration_of(manifest: RunManifest, trust: bool = False, without: Collection[str] = ()) -> DictConfig:
@@ -46,33 +50,52 @@ def policy_of(manifest: RunManifest, device: str, trust: bool = False) -> Policy
 def summary(directory: Path) -> str:
     """Summarize a finished run in a few lines: the gain with its interval, the cost, where the files are."""
     evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
+    if not evaluations:
+        return f"records           {directory / RECORDS}: they hold no evaluation"
     first, last = evaluations[0], evaluations[-1]
-    gains = [last["prompt_rewards"][text] - value for text, value in first["prompt_rewards"].items()]
+    rewards = [record["prompt_rewards"] for record in (first, last)]
+    gains = [_number(rewards[1][text]) - _number(rewards[0][text]) for text in rewards[0] if text in rewards[1]]
     gain, spread = torch.tensor(gains).mean(), torch.tensor(gains).std() / len(gains) ** 0.5
-    cost = last["cost"]
+    cost = from_json(Cost, last["cost"])
     return (
-        f"evaluation reward {first['reward_mean']:.3f} -> {last['reward_mean']:.3f} "
+        f"evaluation reward {_number(first['reward_mean']):.3f} -> {_number(last['reward_mean']):.3f} "
         f"({gain:+.3f} ± {1.96 * spread:.3f}, 95 %, paired over {len(gains)} prompts)\n"
-        f"cost              {cost['device_seconds']:.1f} device-seconds, {cost['pflop']:.4f} PFLOP, "
+        f"cost              {cost.device_seconds:.1f} device-seconds, {cost.pflop:.4f} PFLOP, "
         f"{last['iteration']} iterations\n"
-        f"records           {directory / 'records.jsonl'}\nsamples           {directory / 'samples'}"
+        f"records           {directory / RECORDS}\nsamples           {directory / 'samples'}"
     )
 
 
+def _number(value: float | None) -> float:
+    """Return a number of a record, in which null stands for one that is not finite."""
+    return math.nan if value is None else value
+
+
 def known_run(run_dir: Path) -> RunManifest:
-    """Return the manifest of a run; ValueError if the directory has none, or if another version of the suite made it."""
+    """Return the manifest of a run; ValueError if the directory has none, if it is damaged, or another version's."""
     manifest = read_manifest(run_dir)
     if manifest is None:
         raise ValueError(f"{run_dir}: no run.json there; expected a run's directory")
     refuse_another_format(run_dir, manifest)
+    sections = {name: section for name, section in manifest.config.items() if isinstance(section, dict)}
+    if absent := lacking(sections, SECTIONS):
+        raise DamagedFileError(run_dir / MANIFEST, f"its config {absent}", ON_MANIFEST)
     return manifest
 
 
 def saved_state(run_dir: Path, iteration: int | None) -> dict:
-    """Load the checkpoint after an iteration, the newest if `iteration` is None; ValueError if there is none."""
+    """Load the checkpoint after an iteration, the newest if `iteration` is None.
+
+    ValueError if there is none, or if it is damaged: a result is never quietly that of another iteration than asked for.
+    """
     kept = [int(path.name) for path in checkpoint.after_iterations(run_dir)]
     if not kept:
         raise ValueError(f"{run_dir}: it has no checkpoint")
     if iteration is not None and iteration not in kept:
         raise ValueError(f"{run_dir}: it has no checkpoint of iteration {iteration}, only of {kept}")
-    return checkpoint.load(run_dir, f"{kept[-1] if iteration is None else iteration:06d}")
+    wanted = kept[-1] if iteration is None else iteration
+    try:
+        return checkpoint.load(run_dir, f"{wanted:06d}")
+    except DamagedFileError as error:
+        others = [number for number in kept if number != wanted]
+        raise ValueError(f"{error}" + (f", or take another with --iteration: {others}" if others else "")) from error

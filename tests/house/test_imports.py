@@ -123,7 +123,8 @@ def test_only_one_file_instantiates_what_a_configuration_names():
     assert callers == {"flash_grpo.run.build"}
 
 
-LIGHT = ("cli", "overrides", "run/compose", "run/settings", "records/identity", "records/slurm_job", "algorithm/ranges")
+LIGHT = ("cli", "overrides", "run/compose", "run/settings", "algorithm/ranges")
+LIGHT += ("records/checked", "records/identity", "records/slurm_job")
 
 
 @pytest.mark.parametrize("name", LIGHT)

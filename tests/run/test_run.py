@@ -1,5 +1,6 @@
 """A run from its first iteration to its last: interrupted, refused, failed, continued; and what it leaves on disk."""
 
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -26,9 +27,10 @@ from flash_grpo.algorithm.types import Scores
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.records import identity
 from flash_grpo.records.files import RecordWriter, as_json, read_manifest, read_records
-from flash_grpo.records.schema import FailureRecord, ProgramStart
+from flash_grpo.records.schema import Cost, EvalRecord, ProgramStart
 from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
 from flash_grpo.run.directory import RunDirectory
+from flash_grpo.run.progress import Place
 from flash_grpo.tiny_world.reward import ShapesReward
 from flash_grpo.training.evaluated_part import PartEvaluator
 from flash_grpo.training.evaluation import Evaluation
@@ -211,6 +213,8 @@ def test_a_run_left_inside_an_iteration_by_other_ranks_is_refused(config, tmp_pa
     state = torch.load(saved)
     state["progress"]["inside_on_ranks"] = 2
     torch.save(state, saved)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in saved.parent.glob("*.pt")}
+    (saved.parent / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     with pytest.raises(build.ConfigError, match="by 2 ranks, and only as many can go on there; these are 1"):
         _start(config, tmp_path)
 
@@ -671,9 +675,16 @@ def test_a_start_that_reaches_what_an_earlier_one_reached_makes_no_progress(conf
         cfg = config(*LONG, f"runs_root={tmp_path}")
         place = loop.claim(cfg, cfg.run_name)
         place.begin(0, 0, 0)
+        if restarts == 0:
+            loop.load(cfg, place).saver.save(Place())
         for iteration in range(1, reached + 1):
-            place.records.append(FailureRecord(kind="iteration", iteration=iteration, reason=""))
+            place.records.append(_evaluation(iteration))
         place.lock.close()
+
+
+def _evaluation(iteration: int) -> EvalRecord:
+    numbers = {"optimizer_steps": 0, "evaluation_seconds": 0.0, "reward_mean": 0.0, "reward_sem": None, "n": 1}
+    return EvalRecord(iteration=iteration, cost=Cost(), reward_parts={}, prompt_rewards={}, **numbers)
 
 
 def test_a_person_s_own_restarts_do_not_count(restarted):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from conftest import SMALL
+from damage import flipped
 from hydra import compose, initialize_config_dir
 
 from flash_grpo.algorithm.protocols import RewardError
@@ -50,6 +51,20 @@ def go_through(folder: Path, *overrides: str) -> dict:
             loop.run(_config(folder, *CHOSEN, *overrides, f"budget.iterations={iterations}"), "run")
     build.Trainer = Trainer
     return NotingTrainer.notes
+
+
+def goes_on_without_damaged_results(folder: Path) -> None:
+    """The same run, left in the middle of its third iteration, of which the last rank's results are then damaged."""
+    build.Trainer, NotingTrainer.asked_to_stop = NotingTrainer, False
+    chosen = [*CHOSEN, "budget.iterations=4", "checkpoint.every=1"]
+    with suppress(stop.Interrupted):
+        loop.run(_config(folder, *chosen), "damaged")
+    build.Trainer = Trainer
+    file = folder / "ranks/damaged/checkpoints/000002+001/rank001.pt"
+    if torch.distributed.get_rank() == 0:
+        file.write_bytes(flipped(file.read_bytes(), file.stat().st_size // 2, 1))
+    torch.distributed.barrier()
+    loop.run(_config(folder, *chosen), "damaged")
 
 
 class Failing:
@@ -104,5 +119,6 @@ def _config(folder: Path, *overrides: str):
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     report = {"refusal": refused(place), "notes": go_through(place), "failed": fails_on_the_last_rank(place)}
+    goes_on_without_damaged_results(place)
     torch.save(report, place / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -11,6 +11,7 @@ from ranks_program import go_through
 from untimed import untimed
 
 from flash_grpo.records.files import read_manifest, read_records
+from flash_grpo.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("ranks_program.py")
@@ -71,6 +72,22 @@ def test_the_manifest_counts_the_ranks_and_their_starts(two_ranks):
     assert (manifest.world_size, manifest.hardware["devices"], manifest.status) == (2, 2, "completed")
     assert [start.iteration for start in manifest.starts] == [0, 1, 2]
     assert manifest.starts[2].pieces > manifest.starts[1].pieces
+
+
+def test_results_that_one_rank_finds_damaged_are_used_by_none(two_ranks):
+    damaged = two_ranks[0].with_name("damaged")
+    [before, after] = read_manifest(damaged).starts
+    assert (before.set_aside, after.iteration) == ([], 2)
+    assert [note.partition(": its checksum")[0] for note in after.set_aside] == [
+        f"000002+001: {damaged}/checkpoints/000002+001/rank001.pt"
+    ]
+    records, wanted = (
+        [untimed(record) for record in read_records(directory) if record["kind"] == "iteration"]
+        for directory in (damaged, two_ranks[0])
+    )
+    assert records == wanted and len(records) == 4
+    ended, expected = (checkpoint.newest(directory)["parameters"] for directory in (damaged, two_ranks[0]))
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
 
 
 def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_saved(two_ranks):
