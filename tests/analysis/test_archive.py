@@ -123,6 +123,6 @@ def test_an_archive_of_nothing_is_not_written(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
     (tmp_path / "bad.tar.xz").write_bytes(b"no archive")
     assert len((study := load_study(tmp_path / "full", tmp_path / "bad.tar.xz")).runs) == 7
-    assert "bad.tar.xz: not an archive that can be read" in study.notes[0]
+    assert "bad.tar.xz: is damaged, or not an archive of studies" in study.notes[0]
     archive.main([str(tmp_path / "full"), str(tmp_path / "s.tar.xz")])
     assert len(load_study(tmp_path / "s.tar.xz").runs) == 7
