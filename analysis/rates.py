@@ -47,16 +47,10 @@ def table(study: Study) -> pd.DataFrame:
         whole_SR = reward_SR.dropna()
         rate, missing = chosen(whole_SR) if len(whole_SR) >= MIN_SEEDS else (float("nan"), "fewer than two seeds")
         means = {f"{column:g}": f"{value:.3f}" for column, value in whole_SR.mean().items()}
-        row = {
-            "SDE noise": noise,
-            "Method": method,
-            "n": len(whole_SR),
-            **means,
-            "Rate": f"{rate:g}",
-            "Missing": missing,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
+        found = {"SDE noise": noise, "Method": method, "n": len(whole_SR), "Rate": f"{rate:g}", "Missing": missing}
+        rows.append(found | means)
+    rates = sorted({name for row in rows for name in row if name[0].isdigit()}, key=float)
+    return pd.DataFrame(rows, columns=["SDE noise", "Method", "n", *rates, "Rate", "Missing"])
 
 
 def main(argv: list[str] | None = None) -> None:

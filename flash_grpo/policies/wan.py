@@ -65,8 +65,7 @@ class WanPolicy:
         slicing: bool = False,
         shard: bool = False,
     ):
-        _refuse(weights, shard, lora, guidance, negative_prompt)
-        _refuse_sizes(frames, height, width, max_text_tokens)
+        _refuse(weights, shard, lora, guidance, negative_prompt, (frames, height, width, max_text_tokens))
         self.device, self.guidance, self.negative_prompt = torch.device(device), guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
         self._lora, self._base = dict(lora or {}), None
@@ -76,8 +75,8 @@ class WanPolicy:
         if not shard:  # `shard_frozen` moves it block by block
             self.transformer.to(self.device)
         self.latent_shape = self.codec.latent_shape(frames, height, width)
-        sizes = self.latent_shape, max_text_tokens
-        self.flops = unit_flops(self.transformer, self.codec, *sizes, lora, gradient_checkpointing)
+        shape, tokens = self.latent_shape, max_text_tokens
+        self.flops = unit_flops(self.transformer, self.codec, shape, tokens, lora, gradient_checkpointing)
         if self._lora:
             add_lora(self.transformer, **self._lora)
         tune(self.transformer, self.device, self._precision.compute, gradient_checkpointing, attention, compile)
@@ -140,10 +139,7 @@ def _refuse(weights: str, shard: bool, lora: Mapping[str, Any] | None, guidance:
     ranges.one_of("model.weights", weights, WEIGHTS)
     ranges.number("model.guidance", guidance, at_least=1)
     ranges.text("model.negative_prompt", negative_prompt, empty=True)
-    if shard and not lora:
-        raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")
-
-
-def _refuse_sizes(*sizes: int) -> None:
     for name, size in zip(("frames", "height", "width", "max_text_tokens"), sizes, strict=True):
         ranges.whole(f"model.{name}", size)
+    if shard and not lora:
+        raise ValueError("model.shard=true: only a frozen base is sharded; choose optim=lora")

@@ -13,6 +13,7 @@ from flash_grpo.run import checkpoint
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Place
 from flash_grpo.run.settings import ConfigError
+from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Saver:
         none is left, or if a run that was stopped in the middle of an iteration cannot go on with these ranks or batch sizes.
         """
         trainer = self.trainer
-        found, refused = self._newest_usable()
+        found, refused = newest_usable(self.path, trainer.ranks)
         if found is None:
             self._refuse_to_begin_again(refused)
             self.directory.begin(0, trainer.journal.pieces, 0)
@@ -84,30 +85,6 @@ class Saver:
         log.info("continuing %s %s", self.path, place.described(bool(trainer.journal.done)))
         self.directory.begin(place.iteration, trainer.journal.pieces, progress["records_length"])
         return place
-
-    def _newest_usable(self) -> tuple[Found | None, dict[str, str]]:
-        """Read the newest checkpoint that every rank can read whole; return also why each newer one cannot be used."""
-        ranks = self.trainer.ranks
-        refused: dict[str, str] = {}
-        for name in ranks.from_main(checkpoint.names(self.path)):
-            found, problem = None, ""
-            try:
-                found = self._read(name)
-            except DamagedFileError as error:
-                problem = str(error)
-            worst = int(ranks.max(torch.tensor(ranks.rank if problem else -1)))
-            if worst < 0:
-                return found, refused
-            refused[name] = ranks.from_rank(worst, problem)
-        return None, refused
-
-    def _read(self, name: str) -> Found:
-        """Read all that this rank needs of a checkpoint. DamagedFileError if a file, or the records up to it, is damaged."""
-        ranks, state = self.trainer.ranks, checkpoint.load(self.path, name)
-        if ranks.is_main:
-            list(read_records(self.path, state["progress"]["records_length"]))
-        inside = state["progress"]["inside_on_ranks"] == ranks.world_size
-        return Found(name, state, checkpoint.of_this_rank(self.path, name, ranks) if inside else None)
 
     def _set_aside(self, refused: dict[str, str], found: Found) -> None:
         """Take the checkpoints out of the way, so that they are not used later beside records of another length."""
@@ -162,3 +139,28 @@ class Saver:
                 f"{self.path} was stopped in the middle of an iteration by {world_size} ranks, and only as many can go on "
                 f"there; these are {ranks.world_size}. Or delete {saved} to go back to iteration {place.iteration}"
             )
+
+
+def newest_usable(run_dir: Path, ranks: Ranks) -> tuple[Found | None, dict[str, str]]:
+    """Read the newest checkpoint that every rank can read whole; return also why each newer one cannot be used."""
+    refused: dict[str, str] = {}
+    for name in ranks.from_main(checkpoint.names(run_dir)):
+        found, problem = None, ""
+        try:
+            found = _read(run_dir, name, ranks)
+        except DamagedFileError as error:
+            problem = str(error)
+        worst = int(ranks.max(torch.tensor(ranks.rank if problem else -1)))
+        if worst < 0:
+            return found, refused
+        refused[name] = ranks.from_rank(worst, problem)
+    return None, refused
+
+
+def _read(run_dir: Path, name: str, ranks: Ranks) -> Found:
+    """Read all that this rank needs of a checkpoint. DamagedFileError if a file, or the records up to it, is damaged."""
+    state = checkpoint.load(run_dir, name)
+    if ranks.is_main:
+        list(read_records(run_dir, state["progress"]["records_length"]))
+    inside = state["progress"]["inside_on_ranks"] == ranks.world_size
+    return Found(name, state, checkpoint.of_this_rank(run_dir, name, ranks) if inside else None)
