@@ -134,7 +134,14 @@ class WanPolicy:
         return unconditional + self.guidance * (conditional - unconditional)
 
 
-def _refuse(weights: str, shard: bool, lora: Mapping[str, Any] | None, guidance: float, negative_prompt: str) -> None:
+def _refuse(
+    weights: str,
+    shard: bool,
+    lora: Mapping[str, Any] | None,
+    guidance: float,
+    negative_prompt: str,
+    sizes: tuple[int, ...],
+) -> None:
     """Raise ValueError for values that do not fit together, before anything is loaded."""
     ranges.one_of("model.weights", weights, WEIGHTS)
     ranges.number("model.guidance", guidance, at_least=1)

@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import BatchFeature, Qwen2VLConfig, Qwen2VLImageProcessorPil
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.hub import local_folder
 from flash_grpo.rewards.clip import as_images
@@ -56,11 +57,11 @@ class VideoAlign:
         dtype: str = "bfloat16",
         device: str = "auto",
     ):
-        if (every is not None and every < 1) or batch < 1 or min(fps, video_fps) <= 0 or pixels < MIN_PIXELS:
-            raise ValueError(
-                f"reward.every={every}, batch={batch}, fps={fps}, video_fps={video_fps}, pixels={pixels}: every and batch "
-                f"must be at least 1, fps and video_fps positive, pixels at least {MIN_PIXELS}"
-            )
+        ranges.whole("reward.every", every, null=True)
+        ranges.whole("reward.batch", batch)
+        ranges.number("reward.fps", fps, above=0)
+        ranges.number("reward.video_fps", video_fps, above=0)
+        ranges.whole("reward.pixels", pixels, at_least=MIN_PIXELS)
         device = scorer_device(device)
         published = local_folder(path, revision, "reward.path")
         folder = local_folder(base, base_revision, "reward.base")
@@ -116,7 +117,7 @@ class VideoAlign:
     def prepared(self, video_BFHWC: torch.Tensor, text: list[str]):
         """Return the model's inputs: the conversations, and the chosen frames in pairs, as Qwen2-VL takes them."""
         chosen = video_BFHWC[:, self.frames(video_BFHWC.shape[1])]
-        pixels = [self._paired(video_FHWC) for video_FHWC in chosen]
+        pixels = [_paired(self._images(as_images(video_FHWC), return_tensors="pt")) for video_FHWC in chosen]
         grid_B3 = torch.stack([patches["video_grid_thw"] for patches in pixels])
         asked = [self._instruction.format(text_prompt=line) for line in text]
         marks_B = grid_B3.prod(1) // self._images.merge_size**2
@@ -138,17 +139,17 @@ class VideoAlign:
         asked = min(max(count / self._video_fps * self._fps, MIN_FRAMES), count // 2 * 2)
         return torch.linspace(0, count - 1, 2 * round(asked / 2)).round().long().tolist()
 
-    def _paired(self, video_FHWC: torch.Tensor) -> BatchFeature:
-        """Return the video's patches, made of those of its frames.
 
-        The image processor doubles each frame; here two frames that follow each other take the two halves of a patch.
-        """
-        images = self._images(as_images(video_FHWC), return_tensors="pt")
-        _, height, width = images.image_grid_thw[0].tolist()
-        patch_FNC2P = images.pixel_values.reshape(len(video_FHWC), height * width, 3, 2, -1)
-        paired = torch.stack([patch_FNC2P[0::2, :, :, 0], patch_FNC2P[1::2, :, :, 1]], dim=3)
-        grid = torch.tensor([len(video_FHWC) // 2, height, width])
-        return BatchFeature({"pixel_values_videos": paired.flatten(2).flatten(0, 1), "video_grid_thw": grid})
+def _paired(images: BatchFeature) -> BatchFeature:
+    """Return a video's patches, made of those of its frames.
+
+    The image processor doubles each frame; here two frames that follow each other take the two halves of a patch.
+    """
+    frames, (_, height, width) = len(images.image_grid_thw), images.image_grid_thw[0].tolist()
+    patch_FNC2P = images.pixel_values.reshape(frames, height * width, 3, 2, -1)
+    paired = torch.stack([patch_FNC2P[0::2, :, :, 0], patch_FNC2P[1::2, :, :, 1]], dim=3)
+    grid = torch.tensor([frames // 2, height, width])
+    return BatchFeature({"pixel_values_videos": paired.flatten(2).flatten(0, 1), "video_grid_thw": grid})
 
 
 def adapted_model(config: Qwen2VLConfig, lora: dict, weights: Path, dtype: str, device: torch.device) -> RewardModel:

@@ -158,7 +158,7 @@ def test_videoalign_runs_in_bfloat16_as_saved(published, video):
         ({"instruction": None}, r"reward\.instruction=None: .*git clone https://github.com/KwaiVGI/VideoAlign"),
         ({"path": "."}, r"reward\.path: model_config.json is not there"),
         ({"every": 0}, r"reward\.every=0"),
-        ({"pixels": 100}, f"pixels at least {MIN_PIXELS}"),
+        ({"pixels": 100}, rf"reward\.pixels=100: .*at least {MIN_PIXELS}"),
     ],
 )
 def test_a_missing_or_wrong_setting_is_named_in_one_line(published, options, message):
