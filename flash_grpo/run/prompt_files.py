@@ -27,10 +27,10 @@ NOT_TEXT = {  # how a file begins that is no list of lines
 def from_files(train: str, test: str) -> Prompts:
     """Read the training and the held-out prompts from UTF-8 files; ValueError in one line if a file cannot be read.
 
-    .txt: one prompt per line. .jsonl: one object per line, with a "prompt"; its other fields are metadata. .json: a list of
-    such objects, also VBench's own, with "prompt_en". .csv, .tsv: a table whose header names a column "prompt"; the other
-    columns are metadata. Blank lines are skipped. Duplicates, and held-out prompts that are also trained on, are kept, and
-    `Prompts.oddities` describes them.
+    .txt, or no suffix: one prompt per line. .jsonl: one object per line, with a "prompt"; its other fields are metadata.
+    .json: a list of such objects, also VBench's own, with "prompt_en". .csv, .tsv: a table whose header names a column
+    "prompt"; the other columns are metadata. Blank lines are skipped. Duplicates, and held-out prompts that are also trained
+    on, are kept, and `Prompts.oddities` describes them.
     """
     trained, held_out = _read("train", train), _read("test", test)
     prompts = Prompts(
@@ -79,7 +79,7 @@ def _read(key: str, path: str) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise ValueError(f"{where}: there is no such file")
     if reader is None:
-        raise ValueError(f"{where}: not a prompt file by its name; expected {', '.join(READERS)}")
+        raise ValueError(f"{where}: not a prompt file by its name; expected {', '.join(filter(None, READERS))}")
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")  # read_text() would turn \r inside a text into a line feed
     except UnicodeDecodeError as error:
@@ -159,7 +159,14 @@ def _row(header: list[str], row: list[str], where: str) -> dict[str, Any]:
     return _object_of(dict(zip(header, row, strict=True)), where)
 
 
-READERS = {".txt": _of_text, ".jsonl": _of_lines, ".json": _of_list, ".csv": _of_table(","), ".tsv": _of_table("\t")}
+READERS = {
+    ".txt": _of_text,
+    "": _of_text,
+    ".jsonl": _of_lines,
+    ".json": _of_list,
+    ".csv": _of_table(","),
+    ".tsv": _of_table("\t"),
+}
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -94,7 +94,8 @@ def test_a_table_is_read_by_its_header_with_quotes_and_line_feeds_inside_cells(t
 
 def test_a_suffix_in_capital_letters_means_the_same(tmp_path):
     assert _read(tmp_path, "prompts.JSONL", '{"prompt": "a", "k": 1}\n').metadata == {"a": {"k": 1}}
-    assert _read(tmp_path, "prompts.TXT", "a\nb\n").test == ("a", "b")
+    for name in ("prompts.TXT", "prompts"):
+        assert _read(tmp_path, name, "a\nb\n").test == ("a", "b")
 
 
 def test_texts_that_only_resemble_another_kind_are_prompts(tmp_path):
@@ -123,7 +124,7 @@ def test_texts_that_only_resemble_another_kind_are_prompts(tmp_path):
         ("a.txt", "a\0b", "not a text file"),
         ("a.parquet", "a", r"expected \.txt, \.jsonl, \.json, \.csv, \.tsv"),
         ("a.txt.gz", "a", "not a prompt file by its name"),
-        ("prompts", "a", "not a prompt file by its name"),
+        ("prompts", '{"prompt": "a"}', "looks like JSON"),
         ("a.yaml", "- a", "not a prompt file by its name"),
         ("a.json", '{"prompt": "a"}', "expected a list"),
         ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "not JSON"),
