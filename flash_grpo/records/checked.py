@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType
@@ -70,7 +70,10 @@ def misfit(kind: type[Dataclass], entry: Any) -> str:
     """
     if type(entry) is not dict:
         return f"{_shown(entry)} is not a JSON object"
-    for name, check in _checks(kind).items():
+    numbers, others = _checks(kind)
+    if not _are_finite([entry[name] for name in numbers if name in entry]):  # one by one only where it matters
+        others = {**numbers, **others}
+    for name, check in others.items():
         if (value := entry.get(name)) is not None and (problem := check(value)):
             return f"{name}: {problem}"
     return ""
@@ -115,14 +118,28 @@ def _nested(hint: Any, value: Any) -> Any:
     return value
 
 
+Check = Callable[[Any], str]  # says of a value why it is not of a type; '' if it is
+
+
 @cache
-def _checks(kind: type[Dataclass]) -> dict[str, Callable[[Any], str]]:
+def _checks(kind: type[Dataclass]) -> tuple[dict[str, Check], dict[str, Check]]:
+    """Return the checks of the fields by name: of those that are floats, and of the others."""
     hints = get_type_hints(kind)
-    return {item.name: _check(hints[item.name]) for item in dataclasses.fields(kind)}
+    checks = {item.name: _check(hints[item.name]) for item in dataclasses.fields(kind)}
+    numbers: dict[str, Check] = {name: check for name, check in checks.items() if check is _check_float}
+    return numbers, {name: check for name, check in checks.items() if name not in numbers}
 
 
-def _check(hint: Any) -> Callable[[Any], str]:
-    """Return what says of a value why it is not of this type. Known are the types that `schema` uses."""
+def _are_finite(values: Collection[Any]) -> bool:
+    """Return True if all are finite numbers, at C's speed: a study has millions. False proves nothing: the sum may be huge."""
+    try:
+        return NUMBERS.issuperset(map(type, values)) and math.isfinite(sum(values))
+    except OverflowError:
+        return False
+
+
+def _check(hint: Any) -> Check:
+    """Return the check of a type. Known are the types that `schema` uses."""
     inner = [item for item in get_args(hint) if item is not NoneType]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return partial(misfit, hint)
@@ -133,22 +150,26 @@ def _check(hint: Any) -> Callable[[Any], str]:
     return _check(inner[0]) if inner else CHECKS[hint]  # X | None
 
 
-def _check_dict(check: Callable[[Any], str] | None, value: Any) -> str:
+def _check_dict(check: Check | None, value: Any) -> str:
     if type(value) is not dict:
         return f"expected an object, got {_shown(value)}"
-    return next(filter(None, map(check, value.values())), "") if check else ""
+    return _check_all(check, value.values()) if check else ""
 
 
-def _check_list(check: Callable[[Any], str], value: Any) -> str:
+def _check_list(check: Check, value: Any) -> str:
     if type(value) is not list:
         return f"expected a list, got {_shown(value)}"
-    return next(filter(None, map(check, value)), "")
+    return _check_all(check, value)
+
+
+def _check_all(check: Check, values: Collection[Any]) -> str:
+    if check is _check_float and _are_finite(values):
+        return ""
+    return next(filter(None, map(check, values)), "")
 
 
 def _check_float(value: Any) -> str:
-    if value is None or (type(value) is float and math.isfinite(value)) or not _check_int(value):
-        return ""
-    return f"expected a finite number, got {_shown(value)}"
+    return "" if value is None or _are_finite([value]) else f"expected a finite number, got {_shown(value)}"
 
 
 def _check_int(value: Any) -> str:
@@ -160,7 +181,8 @@ def _check_str(value: Any) -> str:
     return "" if type(value) is str else f"expected a text, got {_shown(value)}"
 
 
-CHECKS: dict[Any, Callable[[Any], str]] = {float: _check_float, int: _check_int, str: _check_str}
+NUMBERS = {float, int}
+CHECKS: dict[Any, Check] = {float: _check_float, int: _check_int, str: _check_str}
 
 
 def _shown(value: Any) -> str:
