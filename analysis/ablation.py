@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import curves, statistics, style
+from analysis import curves, significance, statistics, style
 from analysis.statistics import NOTHING, Estimate, contrast_estimate, mean_estimate
 from analysis.study import Study
 
@@ -66,7 +66,7 @@ def effects_table(summaries: pd.DataFrame) -> pd.DataFrame:
             rows.append(_effect_row(name, "both", Effect(replace(both, signed=True), np.array([]), True)))
     table = pd.DataFrame(rows)
     if len(table):
-        table["p (Holm)"] = statistics.holm([item.p for item in table["Effect on reward"]])
+        table["p (Holm)"] = significance.holm([item.p for item in table["Effect on reward"]])
     return table
 
 
@@ -77,7 +77,7 @@ def _effect_row(name: str, noise: str, item: Effect) -> dict:
         "n": item.estimate.n,
         "Seeds": "paired" if item.paired else "unpaired",
         "Effect on reward": item.estimate,
-        "Smallest detectable": statistics.smallest_detectable_effect(item.differences),
+        "Smallest detectable": significance.smallest_detectable_effect(item.differences),
     }
 
 
@@ -94,7 +94,7 @@ def differences_from_flash(study: Study, summaries: pd.DataFrame, cost: str) -> 
             rows.append(_difference_row(arm, noise, over_seeds, prompts))
     table = pd.DataFrame(rows)
     if len(table):
-        table["p (Holm)"] = statistics.holm([item.p for item in table["Difference from Flash"]])
+        table["p (Holm)"] = significance.holm([item.p for item in table["Difference from Flash"]])
     return table
 
 
@@ -111,7 +111,7 @@ def _difference_row(arm: str, noise: str, over_seeds: Effect, prompts: np.ndarra
         "SDE noise": noise,
         "n": over_seeds.estimate.n,
         "Difference from Flash": over_seeds.estimate,
-        "Smallest detectable": statistics.smallest_detectable_effect(over_seeds.differences),
+        "Smallest detectable": significance.smallest_detectable_effect(over_seeds.differences),
         "over prompts, same seeds": over_prompts,
         "prompts": over_prompts.n,
     }
