@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arms import is_tuned, learning_rate
 from analysis.style import NOISES
 from flash_grpo.records.files import MANIFEST, RECORDS, read_records
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
@@ -66,11 +67,13 @@ def _manifest(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
 
 
 def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    hardware = manifest["hardware"] or {}
+    hardware, noise = manifest["hardware"] or {}, _noise(manifest["config"])
     return {
         "run": name,
         "method": str(manifest["method"]),
-        "noise": _noise(manifest["config"]),
+        "noise": noise,
+        "lr": learning_rate(manifest["config"]),
+        "tuned": is_tuned(manifest["config"], manifest["method"], noise),
         "model": str(manifest.get("model", "unknown")),
         "seed": manifest["seed"],
         "status": manifest["status"],
