@@ -1,15 +1,17 @@
 """Compute the ablation: {ITG} × {TGR} with main effects, interaction, shared noise, differences from Flash, cost to a target.
 
-Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have evaluated it.
+Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have evaluated it. The 2×2 is
+made twice: with each method at its tuned learning rate, and with all four at one common rate.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import curves, statistics, style
+from analysis import arms, curves, significance, statistics, style
 from analysis.statistics import NOTHING, Estimate, contrast_estimate, mean_estimate
 from analysis.study import Study
 
@@ -26,6 +28,7 @@ EFFECTS = {
     "ITG × TGR (interaction)": {"flash": 1, "no_iso_temporal": -1, "no_rectification": -1, "naive_one_step": 1},
     "Shared initial noise": {"shared_noise": 1, "flash": -1},
 }
+OWN_RATES = "each method's rate"
 
 
 @dataclass(frozen=True)
@@ -51,33 +54,56 @@ def effect(summaries: pd.DataFrame, weights: dict[str, float], column: str = "at
     return Effect(replace(estimate, signed=True), np.array([]), False)
 
 
+def rate_sets(summaries: pd.DataFrame, methods: Collection[str]) -> dict[str, pd.DataFrame]:
+    """Return the methods' runs at their own learning rates and at a common one, by the words for these rates.
+
+    A run whose own rate is the common one is in both. If that holds for every run, there is only one set. A study without
+    runs at a common rate has an empty second set. Pass runs of one SDE noise.
+    """
+    own, rate = summaries[summaries["arm"].isin(methods)], arms.common_rate(summaries, methods)
+    words = "tuned rates" if len(own) and own["tuned"].all() else OWN_RATES
+    if not np.isfinite(rate):
+        return {words: own, "a common rate": summaries.iloc[:0]}
+    common = f"common rate {np.format_float_scientific(rate, trim='-', exp_digits=1)}"
+    if (own["lr"] == rate).all() and own["arm"].nunique() == len(methods):
+        return {f"tuned and {common}" if own["tuned"].all() else common: own}
+    return {words: own, common: arms.at_rate(summaries, rate)}
+
+
 def effects_table(summaries: pd.DataFrame) -> pd.DataFrame:
     """Return the main effects, interaction and effect of shared noise, for each SDE noise and for both together.
 
     Holm's correction is over the whole table.
     """
-    rows = []
-    for name, weights in EFFECTS.items():
-        per_noise = {noise: effect(part, weights) for noise, part in curves.by_noise(summaries)}
-        tested = {noise: item for noise, item in per_noise.items() if item.estimate.n}
-        rows += [_effect_row(name, noise, item) for noise, item in tested.items()]
-        if len(tested) > 1 and all(item.paired for item in tested.values()):
-            both = contrast_estimate([item.differences for item in tested.values()], [1 / len(tested)] * len(tested))
-            rows.append(_effect_row(name, "both", Effect(replace(both, signed=True), np.array([]), True)))
+    rows = [row for name, weights in EFFECTS.items() for row in _effect_rows(summaries, name, weights)]
     table = pd.DataFrame(rows)
     if len(table):
-        table["p (Holm)"] = statistics.holm([item.p for item in table["Effect on reward"]])
+        table["p (Holm)"] = significance.holm([item.p for item in table["Effect on reward"]])
     return table
 
 
-def _effect_row(name: str, noise: str, item: Effect) -> dict:
+def _effect_rows(summaries: pd.DataFrame, name: str, weights: dict[str, float]) -> list[dict]:
+    """Return an effect's rows: for each SDE noise and set of rates, and for all SDEs together at the methods' own rates."""
+    rows, own = [], []
+    for noise, part in curves.by_noise(summaries):
+        items = [(words, effect(some, weights)) for words, some in rate_sets(part, weights).items()]
+        rows += [_effect_row(name, noise, words, item) for words, item in items if item.estimate.n]
+        own += [item for _, item in items[:1] if item.estimate.n]
+    if len(own) > 1 and all(item.paired for item in own):
+        both = contrast_estimate([item.differences for item in own], [1 / len(own)] * len(own))
+        rows.append(_effect_row(name, "both", OWN_RATES, Effect(replace(both, signed=True), np.array([]), True)))
+    return rows
+
+
+def _effect_row(name: str, noise: str, rates: str, item: Effect) -> dict:
     return {
         "Effect": name,
         "SDE noise": noise,
+        "Learning rates": rates,
         "n": item.estimate.n,
         "Seeds": "paired" if item.paired else "unpaired",
         "Effect on reward": item.estimate,
-        "Smallest detectable": statistics.smallest_detectable_effect(item.differences),
+        "Smallest detectable": significance.smallest_detectable_effect(item.differences),
     }
 
 
@@ -94,7 +120,7 @@ def differences_from_flash(study: Study, summaries: pd.DataFrame, cost: str) -> 
             rows.append(_difference_row(arm, noise, over_seeds, prompts))
     table = pd.DataFrame(rows)
     if len(table):
-        table["p (Holm)"] = statistics.holm([item.p for item in table["Difference from Flash"]])
+        table["p (Holm)"] = significance.holm([item.p for item in table["Difference from Flash"]])
     return table
 
 
@@ -111,7 +137,7 @@ def _difference_row(arm: str, noise: str, over_seeds: Effect, prompts: np.ndarra
         "SDE noise": noise,
         "n": over_seeds.estimate.n,
         "Difference from Flash": over_seeds.estimate,
-        "Smallest detectable": statistics.smallest_detectable_effect(over_seeds.differences),
+        "Smallest detectable": significance.smallest_detectable_effect(over_seeds.differences),
         "over prompts, same seeds": over_prompts,
         "prompts": over_prompts.n,
     }
@@ -169,7 +195,8 @@ def ablation(study: Study, summaries: pd.DataFrame, cost: str, target: float | N
 
 
 def _switch_words(arm: str) -> dict[str, str]:
-    switches = SWITCHES.get(arm, (None, None)) if arm != "shared_noise" else (True, True)
+    method = arm.partition(" ")[0]
+    switches = SWITCHES.get(method, (None, None)) if method != "shared_noise" else (True, True)
     return {name: {True: "yes", False: "no", None: "–"}[on] for name, on in zip(("ITG", "TGR"), switches, strict=True)}
 
 

@@ -97,7 +97,7 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     last cost in units of `cost`.
     """
     budget = equal_budget(study, cost) if budget is None else budget
-    runs = study.runs.loc[study.runs["finished"], ["run", "method", "arm", "noise", "seed", "on_cpu"]]
+    runs = study.runs.loc[study.runs["finished"], ["run", "method", "arm", "noise", "seed", "lr", "tuned", "on_cpu"]]
     evaluations = dict(list(study.finished(study.evaluations).groupby("run", sort=False)))
     rewards = pd.DataFrame([_rewards(evaluations[run], cost, budget) for run in runs["run"]], columns=REWARDS)
     seconds = [name for name in study.iterations.columns if name.startswith("seconds.")]

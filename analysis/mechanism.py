@@ -3,7 +3,8 @@
 gradient_norm: norm of one step's policy gradient against that step's λ, with uniform weights and with 1/λ.
 variance_share: share of the within-group reward variance that the step, the initial noise and the SDE noise explain.
 alignment: cosine of one iteration's policy gradient with the exact reward gradient.
-Intervals and n are over repeats (independent batches), as they are over seeds elsewhere.
+Intervals and n are over repeats (independent batches), as they are over seeds elsewhere. Numbers between -1 and 1
+(correlations, shares, cosines) have theirs on Fisher's scale.
 """
 
 import json
@@ -14,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import curves, plain, style
-from analysis.statistics import mean_estimate
+from analysis.statistics import correlation_estimate, mean_estimate
 
 FILE = "mechanism.json"
 COLUMNS = (
@@ -91,10 +92,14 @@ def lambda_of_step(measurements: pd.DataFrame, noise: str) -> pd.Series:
     return some.astype({"step": int, "lambda": float}).groupby("step")["lambda"].first()
 
 
-def correlations(measurements: pd.DataFrame, noise: str, weighting: str = "uniform") -> np.ndarray:
-    """Return the correlation of log norm with log λ over the candidate steps, one per repeat."""
-    norms = gradient_norms(measurements, noise, weighting)
-    return _fits(norms[candidates(norms)], lambda_of_step(measurements, noise))[:, 0]
+def power_law(measurements: pd.DataFrame, noise: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return correlation and slope of log norm on log λ over the candidate steps, at uniform weights, one per repeat.
+
+    Both are empty if no gradient norm was measured with this noise.
+    """
+    norms = gradient_norms(measurements, noise, "uniform")
+    correlation, slope = _fits(norms[candidates(norms)], lambda_of_step(measurements, noise)).T
+    return correlation, slope
 
 
 def candidates(norms: pd.DataFrame) -> list[int]:
@@ -125,7 +130,7 @@ def gradient_table(measurements: pd.DataFrame) -> pd.DataFrame:
                     "Weights": WEIGHTINGS.get(weighting, (weighting,))[0],
                     "Steps": f"{min(steps)}–{max(steps)}",
                     "n": len(part),
-                    "Correlation with λ (log-log)": mean_estimate(correlation),
+                    "Correlation with λ (log-log)": correlation_estimate(correlation),
                     "Slope (1: proportional)": mean_estimate(slope),
                     "Coefficient of variation": mean_estimate(part.std(axis=1, ddof=0) / part.mean(axis=1)),
                 }
@@ -167,7 +172,9 @@ def variance_shares(measurements: pd.DataFrame) -> pd.DataFrame:
     for noise, part in curves.by_noise(some):
         values = {source: part.loc[part["source"] == source, "value"].astype(float) for source in SOURCES}
         shares = {
-            f"{SOURCES[source][0]} (share)": mean_estimate(value) for source, value in values.items() if len(value)
+            f"{SOURCES[source][0]} (share)": correlation_estimate(value)
+            for source, value in values.items()
+            if len(value)
         }
         rows.append({"SDE noise": noise, "n": max(item.n for item in shares.values()), **shares})
     return pd.DataFrame(rows)
@@ -203,7 +210,7 @@ def alignment_table(measurements: pd.DataFrame) -> pd.DataFrame:
                     "Method": style.look(arm).name,
                     "SDE noise": noise,
                     "n": len(cosine),
-                    "Cosine": mean_estimate(cosine),
+                    "Cosine": correlation_estimate(cosine),
                     "Device-seconds": float(np.mean(seconds)),
                     "Cosine per device-second": mean_estimate(cosine / seconds),
                 }

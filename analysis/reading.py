@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plain
+from analysis.arms import is_tuned, learning_rate
 from analysis.style import NOISES
 from flash_grpo.records.checked import DamagedFileError, lacking, misfit
 from flash_grpo.records.files import MANIFEST, RECORDS, RESTORE, read_object, read_records
@@ -73,7 +74,9 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": name,
         "method": plain.name(manifest["method"]),
-        "noise": _noise(config),
+        "noise": (noise := _noise(config)),
+        "lr": learning_rate(config),
+        "tuned": is_tuned(config, manifest["method"], noise),
         "model": plain.name(manifest.get("model") or "unknown"),
         "seed": manifest["seed"],
         "status": plain.name(_status(manifest)),

@@ -28,6 +28,7 @@ LATEX_SPECIALS = str.maketrans(
         "λ": r"$\lambda$",
         "×": r"$\times$",
         "≥": r"$\ge$",
+        "<": "$<$",
         "–": "--",
         MINUS: "$-$",
     }
@@ -160,7 +161,7 @@ def _html_cell(name: str, kind: str, value: object, text: str) -> str:
     if isinstance(value, Estimate | float):
         number, _, interval = shown.replace("-", MINUS).partition(" ")
         shown = number + (f' <span class="interval">{interval}</span>' if interval else "")
-    mark = text.partition(" ")[0] if name == "Verdict" else ""
+    mark = text if text in ("supported", "contradicted") else ""
     return f'<td class="{kind} {mark}" data-label="{html.escape(name)}"><span>{shown}</span></td>'
 
 

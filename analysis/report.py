@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 
 from analysis import curves, plain, pricing, ranking, render, style, tables
+from analysis.captions import MEANS
 from analysis.drawing import SIZE
-from analysis.sections import MEANS, Material, Section, Shown, all_sections, comparison, material
+from analysis.sections import Material, Section, Shown, all_sections, comparison, material
 from analysis.study import Study, load_study
 from flash_grpo.records.prices import SHOWN, load_prices
 

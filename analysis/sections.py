@@ -7,24 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import ablation, curves, figures, mechanism, paper, stability, style, tables, verdicts
+from analysis.captions import ABLATION, HOLM, LAMBDA, MEANS, MECHANISM, REPEATS, STABILITY, TO_TARGET, VERDICTS
 from analysis.drawing import drawn, drawn_pair
 from analysis.study import Study
-
-MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in parentheses and no interval."
-TO_TARGET = """Cost to the target: restricted mean up to the budget (Kaplan-Meier); runs that never reached it are
-right-censored, not dropped. Default target: the base plus half of the best method's gain."""
-HOLM = "p: Holm's correction over this table."
-REPEATS = "Means over repeats [95 % interval]; n counts repeats."
-VERDICTS = """Supported: the estimate lies on the claim's side, its 95 % interval too, and p is below 0.05 after Holm's
-correction. Contradicted: the same on the other side. Anything else is not resolved at this n; the table then gives the
-smallest effect that a study of this n and spread finds four times in five."""
-ABLATION = """Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have the prompt. For
-both SDEs together, each is resampled separately, with n seeds each."""
-STABILITY = """A seed collapsed if it failed on numbers that were not finite, or if its last evaluation lies below its
-first one: the whole 95 % interval of the difference, paired over prompts, below 0. A seed fell back if its last
-evaluation has lost more than half of the gain of its best one."""
-MECHANISM = """Measured without training; n counts repeats, not seeds. λ is the factor by which discretisation alone scales a
-step's gradient. Alignment is the cosine of one iteration's policy gradient with the exact reward gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +73,7 @@ def material(study: Study, cost: str, target: float | None = None) -> Material:
 def all_sections(given: Material) -> list[Section]:
     """Return every section that has something to show."""
     makers = {
-        "What this study can and cannot show": (claims, VERDICTS),
+        "What this study can and cannot show": (claims, ""),
         "Reward against cost": (rewards, "Bands: pointwise 95 % interval of the mean over seeds, at equal cost."),
         "Ablation": (ablations, ABLATION),
         "Cost": (costs, ""),
@@ -107,7 +92,7 @@ def all_sections(given: Material) -> list[Section]:
 def claims(given: Material) -> Iterator[Shown]:
     if len(given.summaries) or len(given.measurements):
         table = verdicts.verdicts(given.study, given.summaries, given.measurements, given.cost)
-        caption = f"{MEANS} {HOLM} λ: repeats in place of seeds."
+        caption = f"{MEANS} {VERDICTS} {LAMBDA}"
         yield Shown(name="verdicts", title="The paper's claims in this study", caption=caption, table=table)
 
 
@@ -194,7 +179,8 @@ def mechanisms(given: Material) -> Iterator[Shown]:
     }
     for quantity, (name, title, table) in makers.items():
         if quantity in measured:
-            yield Shown(name=name, title=title, caption=REPEATS, table=table(given.measurements))
+            caption = f"{REPEATS} {LAMBDA}" if quantity == "gradient_norm" else REPEATS
+            yield Shown(name=name, title=title, caption=caption, table=table(given.measurements))
     for quantity, panels in (("gradient_norm", _gradients), ("alignment", _alignments), ("variance_share", _shares)):
         if quantity in measured:
             yield from panels(given.measurements)

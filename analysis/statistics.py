@@ -2,15 +2,16 @@
 
 Intervals are percentile bootstraps over seeds, widened for small n (Hesterberg 2015, "expanded"). With eight seeds the plain
 95 % percentile intervals cover only 90 %, the widened ones 95 % (a test simulates both). Below seven seeds there are too few
-distinct resamples, and Student's t is used; below three there is no interval. p-values come from t tests.
+distinct resamples, and Student's t is used; below three there is no interval. An estimate's p comes from a t test;
+`significance` has a test that assumes no distribution.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 RESAMPLES, LEVEL = 10_000, 0.95
 SMALLEST_N, BOOTSTRAP_N = 3, 7
@@ -85,6 +86,22 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high), n, _p_value(values.mean(), stats.sem(values), n))
 
 
+def correlation_estimate(correlations: Sequence[float], seed: int = 0) -> Estimate:
+    """Estimate the mean of numbers between -1 and 1 on Fisher's scale, arctanh, so that the interval cannot leave [-1, 1].
+
+    The value is the mean transformed back, and p is for the hypothesis that it is 0.
+    """
+    z = mean_estimate(fisher_z(correlations), seed)
+    low, value, high = np.tanh([z.low, z.value, z.high]).tolist()
+    return replace(z, value=value, low=low, high=high, points=tuple(np.tanh(z.points).tolist()))
+
+
+def fisher_z(correlations: Sequence[float]) -> np.ndarray:
+    """Return arctanh; a correlation that rounding made exactly 1 counts as the next smaller number."""
+    largest = np.nextafter(1.0, 0.0)
+    return np.arctanh(np.clip(np.asarray(correlations, dtype=float), -largest, largest))
+
+
 def contrast_estimate(groups: Sequence[Sequence[float]], weights: Sequence[float], seed: int = 0) -> Estimate:
     """Estimate a weighted sum of the means of independent groups; every group (stratum) is resampled separately."""
     groups = [_finite(group) for group in groups]
@@ -137,28 +154,6 @@ def share_estimate(count: int, n: int) -> Estimate:
         return Estimate(count / n if n else np.nan, n=n)
     interval = stats.binomtest(count, n).proportion_ci(LEVEL, method="wilson")
     return Estimate(count / n, interval.low, interval.high, n)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Correct p-values over one family of comparisons by Holm's step-down method; NaN (no test) stays NaN, uncounted."""
-    p_values = np.asarray(p_values, dtype=float)
-    adjusted = np.full(len(p_values), np.nan)
-    tested = np.flatnonzero(np.isfinite(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
-
-
-def smallest_detectable_effect(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> float:
-    """Return the mean difference that a two-sided paired t test finds with this power at this n and spread (noncentral t)."""
-    differences = _finite(differences)
-    n = len(differences)
-    if n < SMALLEST_N:
-        return np.nan
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
-    noncentrality = optimize.brentq(lambda shift: stats.nct.sf(critical, n - 1, shift) - power, 0, 30)
-    return float(noncentrality / np.sqrt(n) * differences.std(ddof=1))
 
 
 def value_at(cost: np.ndarray, reward: np.ndarray, budget: float) -> float:

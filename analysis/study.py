@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import plain
 from analysis.archive import SUFFIX, ArchiveError, unpack
+from analysis.arms import named_arms
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
-from flash_grpo.records.identity import is_in_arm
 from flash_grpo.records.schema import Cost
 
 RUN_COLUMNS = (
@@ -21,6 +20,8 @@ RUN_COLUMNS = (
     "method",
     "arm",
     "noise",
+    "lr",
+    "tuned",
     "model",
     "seed",
     "status",
@@ -34,14 +35,14 @@ RUN_COLUMNS = (
     "path",
 )
 # Characters. Names of runs are directories' names; an arm's name must fit into a legend.
-LONGEST_RUN, LONGEST_ARM, LONGEST_NOTE = 255, 120, 2000
+LONGEST_RUN, LONGEST_NOTE = 255, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """The runs of a study. runs: a row per run. iterations, evaluations: a row per record, with its method, arm, noise, seed.
 
-    An arm is what is averaged over seeds: a method, or a method with a setting if runs of one method differ in it.
+    An arm is what is averaged over seeds: a method, or a method with its unusual settings (see `analysis.arms`).
     runs.finished: True if the run's last evaluation is compared. Completed runs are; while none has completed, all are.
     """
 
@@ -163,38 +164,9 @@ def _stacked(name: str, parts: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 def _with_arms(runs: pd.DataFrame, frames: dict[str, pd.DataFrame], notes: list[str]) -> pd.DataFrame:
     runs = runs.copy()
-    runs["arm"] = _arms(runs, notes)
+    runs["arm"] = named_arms(runs, notes)
     runs["finished"] = _finished(runs, frames["evaluation"], notes)
     return runs
-
-
-def _arms(runs: pd.DataFrame, notes: list[str]) -> list[str]:
-    """Return each run's arm: its method, with `key=value` if runs of one method and noise differ in more than the seed."""
-    flat = [_flat_config(config) for config in runs["config"]]
-    arms, apart = list(runs["method"]), {}
-    for (method, _), rows in runs.groupby(["method", "noise"], sort=False).indices.items():
-        keys = dict.fromkeys(key for row in rows for key in flat[row])
-        differing = [key for key in keys if len({flat[row].get(key) for row in rows}) > 1]
-        if differing:
-            apart.setdefault(", ".join(differing), []).append(method)
-        for row in rows:
-            arms[row] = plain.name(
-                " ".join([method, *(f"{key}={flat[row].get(key)}" for key in differing)]), LONGEST_ARM
-            )
-    for keys, methods in apart.items():
-        named = ", ".join(dict.fromkeys(methods))
-        notes.append(f"Runs of one method differ in {keys} ({named}): they are kept apart, not averaged.")
-    return arms
-
-
-def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
-    flat = {}
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if is_in_arm(f"{prefix}{key}"):
-            flat |= (
-                _flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-            )
-    return flat
 
 
 def _finished(runs: pd.DataFrame, evaluations: pd.DataFrame, notes: list[str]) -> list[bool]:
@@ -224,10 +196,9 @@ def _repeats(runs: pd.DataFrame, length: pd.Series, completed: pd.Series, notes:
         .sort_values("length", ascending=False, kind="stable")
     )
     again = ordered[ordered.duplicated(["arm", "noise", "seed"])]
-    notes.extend(
-        f"{row.run} repeats {row.arm}, seed {row.seed}, of a longer run: left out, a seed counts once."
-        for row in again.itertuples()
-    )
+    said = [f"{row.run} repeats {row.arm}, seed {row.seed}, of a longer run" for row in again.itertuples()]
+    said = said if len(said) <= 3 else [f"{len(said)} runs repeat an arm and seed of longer runs"]
+    notes.extend(f"{words}: left out, a seed counts once." for words in said)
     return runs["run"].isin(again["run"])
 
 

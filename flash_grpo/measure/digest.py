@@ -58,9 +58,14 @@ def _of(quantity: str, measurements: Sequence[Measurement]) -> list[Measurement]
 
 
 def _estimate(values: Sequence[float]) -> str:
-    """Return the mean, its 95 % interval under a normal distribution, and the number of values."""
-    value_M = torch.tensor(values)
-    return f"{value_M.mean():.4f} ± {1.96 * value_M.std() / len(values) ** 0.5:.4f} (95 %, n = {len(values)})"
+    """Return the mean, its 95 % interval and the number of values, which lie between -1 and 1.
+
+    The normal distribution behind the interval is on Fisher's scale, arctanh, so that the interval stays there too.
+    """
+    z_M = torch.tensor(values, dtype=torch.float64).arctanh()
+    margin = 1.96 * float(z_M.std()) / len(values) ** 0.5
+    mean, low, high = (z_M.mean() + torch.tensor([0.0, -margin, margin], dtype=torch.float64)).tanh().tolist()
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}] (95 %, n = {len(values)})"
 
 
 def _mean(measurements: Sequence[Measurement], **where: Any) -> float:

@@ -42,6 +42,7 @@ SETTINGS = (
     Setting(
         key="prompts.test", reason="where the texts lie; the texts have a hash of their own", in_name=True, in_arm=True
     ),
+    Setting(key="optim.lr_of", reason="a table; the rate taken from it is optim.optimizer.lr", in_name=True),
     Setting(key="seed", reason="the name ends with it; an arm is averaged over it", identity=True),
     Setting(key="optim.lora.seed", reason="follows the seed", identity=True, in_name=True),
     Setting(

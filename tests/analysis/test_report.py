@@ -75,6 +75,13 @@ def test_html_escapes_and_every_cell_names_its_column():
     assert 'data-label="Reward"><span>2.051 <span class="interval">[1.981, 2.119]</span></span>' in text
 
 
+def test_only_a_verdict_of_one_word_has_its_colour():
+    words = ["supported", "interval only, n = 8 < 12", "contradicted"]
+    text = render.to_html(pd.DataFrame({"Verdict": words}))
+    assert re.findall(r'<td class="words ([^"]*)"', text) == ["supported", "", "contradicted"]
+    assert "n = 8 $<$ 12" in render.to_latex(pd.DataFrame({"Verdict": words}))
+
+
 def test_the_terminal_table_is_aligned():
     widths = {len(line) for line in render.to_terminal(TABLE.drop(columns=["p"])).splitlines()}
     assert len(widths) == 1

@@ -10,14 +10,13 @@ from analysis.statistics import (
     area_under_curve,
     bootstrap_estimate,
     contrast_estimate,
-    holm,
+    correlation_estimate,
     interquartile_mean,
     mean_estimate,
     mean_interval,
     restricted_mean,
     restricted_mean_estimate,
     share_estimate,
-    smallest_detectable_effect,
     time_to_target,
     value_at,
 )
@@ -102,30 +101,6 @@ def test_the_p_value_is_the_paired_t_tests():
     assert mean_estimate(values).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
-def test_holm_agrees_with_the_worked_example_and_skips_missing_tests():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    adjusted = holm([0.01, np.nan, 0.04])
-    np.testing.assert_allclose(adjusted[[0, 2]], [0.02, 0.04])
-    assert np.isnan(adjusted[1])
-    assert holm([0.9, 0.8]).max() == 1.0
-
-
-def test_holm_rejects_a_true_null_in_at_most_5_of_100_families():
-    random = np.random.default_rng(0)
-    values = random.normal(size=(1500, 6, 8))
-    rejected = [(holm(stats.ttest_1samp(family, 0, axis=1).pvalue) < 0.05).any() for family in values]
-    assert np.mean(rejected) < 0.065
-
-
-@pytest.mark.parametrize("n", [4, 8, 30])
-def test_the_smallest_detectable_effect_is_found_four_times_in_five(n):
-    random = np.random.default_rng(n)
-    unit = np.resize([-1.0, 1.0], n)
-    effect = smallest_detectable_effect(unit) / unit.std(ddof=1)
-    rejections = stats.ttest_1samp(random.normal(effect, 1, size=(n, 4000)), 0).pvalue < 0.05
-    assert np.mean(rejections) == pytest.approx(0.8, abs=0.025)
-
-
 def test_the_interquartile_mean_ignores_outliers():
     assert interquartile_mean(np.array([1.0, 2, 3, 4, 5, 6, 7, 1000])) == pytest.approx(4.5)
 
@@ -188,3 +163,20 @@ def test_a_run_that_ended_early_without_the_target_is_censored_there():
     estimate = restricted_mean_estimate(early, ended, 10.0)
     assert estimate.value > dropped
     assert estimate.low <= estimate.value <= estimate.high <= 10.0
+
+
+def test_an_interval_of_correlations_never_passes_1():
+    correlations = [0.995, 0.98, 0.87, 0.99]
+    plain, estimate = mean_estimate(correlations), correlation_estimate(correlations)
+    assert plain.high > 1 > estimate.high > estimate.value > estimate.low > 0.6
+    z = np.arctanh(correlations)
+    margin = stats.t.ppf(0.975, 3) * stats.sem(z)
+    np.testing.assert_allclose(
+        [estimate.low, estimate.value, estimate.high], np.tanh(z.mean() + np.array([-1, 0, 1]) * margin)
+    )
+    assert correlation_estimate([1.0, 1.0, 1.0]).n == 3
+
+
+def test_without_an_interval_the_correlations_are_shown_as_they_are():
+    np.testing.assert_allclose(correlation_estimate([0.2, 0.4]).points, [0.2, 0.4])
+    assert np.isnan(correlation_estimate([]).value)

@@ -64,7 +64,7 @@ BAD = {
     "a name that is a path": ("run_name=a/b", ["run_name=a/b", "without a /"]),
     "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
     "a misspelt ablation": ("ablations=naive", ["ablations=naive", "naive_one_step", "no_rectification"]),
-    "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, demo"]),
+    "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, common_rate, demo"]),
     "a misspelt ablation in a sweep": ("-m ablations=none,naive", ["ablations=naive", "naive_one_step"]),
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),

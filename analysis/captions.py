@@ -1,0 +1,22 @@
+"""Hold the sentences that stand above and below the tables and figures of the report."""
+
+MEANS = "Means over seeds [95 % interval]; with n < 3 the seeds' values in parentheses and no interval."
+TO_TARGET = """Cost to the target: restricted mean up to the budget (Kaplan-Meier); runs that never reached it are
+right-censored, not dropped. Default target: the base plus half of the best method's gain."""
+HOLM = "p: Holm's correction over this table."
+REPEATS = "Means over repeats [95 % interval]; n counts repeats."
+VERDICTS = """Supported: the estimate and its 95 % interval lie on the claim's side, and p is below 0.05 in a paired t test and
+in a sign-flip test, each with Holm's correction over this table. Contradicted: the same on the other side. Not resolved:
+anything else; the row gives the smallest effect that a t test at this n and spread finds four times in five. Below n = 12
+nothing is tested, because sign flips have too few values of p to pass the correction: such a row is an interval only. n
+counts seeds; for λ it counts repeats of a measurement on the untrained model, under the same rule."""
+LAMBDA = """λ's correlation is nearly true by construction: λ is a factor of a step's gradient. It would have been contradicted,
+by an interval below 0.9, had the rest of the gradient varied over the steps about as much as λ and not along with it. A
+slope of 1 would be proportionality; a larger one says that the rest grows with λ, which weights 1/λ leave in."""
+ABLATION = """Rewards are compared at equal budget. Methods are paired by seed, and by prompt if both have the prompt. For
+both SDEs together, each is resampled separately, with n seeds each."""
+STABILITY = """A seed collapsed if it failed on numbers that were not finite, or if its last evaluation lies below its
+first one: the whole 95 % interval of the difference, paired over prompts, below 0. A seed fell back if its last
+evaluation has lost more than half of the gain of its best one."""
+MECHANISM = """Measured without training; n counts repeats, not seeds. λ is the factor by which discretisation alone scales a
+step's gradient. Alignment is the cosine of one iteration's policy gradient with the exact reward gradient."""
