@@ -6,7 +6,7 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo slurm-demo test test-slurm lint format clean
+.PHONY: help demo slurm-demo test test-slurm soak lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(READY)  ## the tests
 
 test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: tools/dev_cluster install)
 	$(BIN)/python -m pytest -m slurm
+
+soak: $(READY)  ## the reward server under 200 slow senders and 1,000 requests (a minute)
+	$(BIN)/python tests/rewards/reward_soak.py
 
 lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of it
 	$(BIN)/ruff check
