@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flash_grpo import cli
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.protocols import Reward
 from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.records.identity import SERVERS
@@ -42,20 +43,22 @@ AT_MOST = 4  # whole requests held at once, including the one being scored: othe
 class Limits:
     """What a server takes in.
 
-    max_bytes: of one request's body. buffered_bytes: of all bodies together, whole or arriving. read_seconds: in which
-    64 kB of a request must come, or its end.
+    max_megabytes: of one request's body. buffered_megabytes: of all bodies together, whole or arriving. read_seconds: in
+    which 64 kB of a request must come, or its end.
     """
 
-    max_bytes: int
-    buffered_bytes: int
+    max_megabytes: float
+    buffered_megabytes: float
     read_seconds: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_bytes <= self.buffered_bytes or not 0 < self.read_seconds < float("inf"):
-            raise ValueError(
-                f"server.max_megabytes={self.max_bytes / 2**20:g}, buffered_megabytes={self.buffered_bytes / 2**20:g}, "
-                f"read_seconds={self.read_seconds}: all must be positive, and buffered_megabytes at least max_megabytes"
-            )
+        ranges.number("server.max_megabytes", self.max_megabytes, above=0)
+        ranges.number("server.buffered_megabytes", self.buffered_megabytes, at_least=self.max_megabytes)
+        ranges.number("server.read_seconds", self.read_seconds, above=0)
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.max_megabytes * 2**20)
 
 
 def application(
@@ -87,7 +90,7 @@ class _Server:
 
     def __init__(self, reward: CheckedReward, token: str | None, limits: Limits, served: Sequence[str]):
         self.reward, self.token, self.limits, self.served = reward, token, limits, served
-        self.intake = Intake(limits.buffered_bytes)
+        self.intake = Intake(int(limits.buffered_megabytes * 2**20))
         self.scoring, self.held = asyncio.Lock(), 0
 
     @property
@@ -162,7 +165,7 @@ def _refused(status: int, why: str, headers: dict[str, str] | None = None) -> Re
 
 
 def required_token(host: str) -> str | None:
-    """Return the environment's token; ValueError if it cannot be sent, or if there is none and other machines can reach `host`."""
+    """Return the environment's token; ValueError if it cannot be sent, or is missing where other machines reach `host`."""
     token = token_of_environment()
     if token is None and not _is_loopback(host):
         raise ValueError(
@@ -201,8 +204,8 @@ def serve(cfg: DictConfig) -> None:
     token = checked(required_token, cfg.server.host)
     limits = checked(
         Limits,
-        max_bytes=int(cfg.server.max_megabytes * 2**20),
-        buffered_bytes=int(cfg.server.buffered_megabytes * 2**20),
+        max_megabytes=cfg.server.max_megabytes,
+        buffered_megabytes=cfg.server.buffered_megabytes,
         read_seconds=cfg.server.read_seconds,
     )
     torch.set_num_threads(cfg.threads)

@@ -20,7 +20,7 @@ class Server:
 
     def start(self):
         reward, options = self._made
-        sizes = {"max_bytes": 2**20, "buffered_bytes": 2**22, "read_seconds": 10.0}
+        sizes = {"max_megabytes": 1, "buffered_megabytes": 4, "read_seconds": 10.0}
         limits = Limits(**{name: options.get(name, default) for name, default in sizes.items()})
         more = {name: value for name, value in options.items() if name not in sizes}
         app = application(reward, "tested", limits=limits, **{"token": None, **more})

@@ -14,6 +14,7 @@ import httpx
 import tenacity
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.algorithm.scoring import Kind, checked_scores, joined_scores
 from flash_grpo.algorithm.types import Scores
@@ -47,11 +48,10 @@ class RemoteReward:
         give_up_after: float = 1800.0,
         max_wait: float = 7200.0,
     ):
-        if not urls or batch < 1 or not 0 < timeout < float("inf"):
-            raise ValueError(
-                f"reward.urls={list(urls)}, batch={batch}, timeout={timeout}: at least one server, one video and a time "
-                "are needed"
-            )
+        if not urls:
+            raise ValueError("reward.urls=[]: at least one server is needed")
+        ranges.whole("reward.batch", batch)
+        ranges.number("reward.timeout", timeout, above=0)
         for url in urls:
             _refuse_bad_address(url)
         self._urls, self._batch = [url.rstrip("/") for url in urls], batch

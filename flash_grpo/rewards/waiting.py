@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import tenacity
 
+from flash_grpo.algorithm import ranges
+
 log = logging.getLogger(__name__)
 PATIENCE = tenacity.wait_exponential(multiplier=0.2, max=30.0) + tenacity.wait_random(0, 1)  # seconds between tries
 SAID_AFTER_S, SAID_AGAIN_S = 3.0, 600.0
@@ -54,10 +56,8 @@ class Waiting:
     servers: str
 
     def __post_init__(self) -> None:
-        if not (0 <= self.give_up_after < float("inf") and 0 < self.max_wait < float("inf")):
-            raise ValueError(
-                f"reward.give_up_after={self.give_up_after}, max_wait={self.max_wait}: must be seconds, not negative"
-            )
+        ranges.number("reward.give_up_after", self.give_up_after, at_least=0)
+        ranges.number("reward.max_wait", self.max_wait, above=0)
         self._lock, self._next_line = threading.Lock(), 0.0
         self._said: set[str] = set()
 

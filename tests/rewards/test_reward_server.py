@@ -93,7 +93,7 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):
 
 
 def test_a_too_large_request_is_refused(serving):
-    answer = httpx.post(f"{serving(max_bytes=100).url}/score", content=packed_request(VIDEO, list(TEXTS)))
+    answer = httpx.post(f"{serving(max_megabytes=1e-4).url}/score", content=packed_request(VIDEO, list(TEXTS)))
     assert answer.status_code == 413 and "server.max_megabytes" in answer.text
 
 
@@ -263,8 +263,10 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     rollouts, scorings, make = [], [], RolloutMaker.make
 
     def noted(self, batch, *more):
-        rollouts.append(time.monotonic())
-        return make(self, batch, *more)
+        start = time.monotonic()
+        made = make(self, batch, *more)
+        rollouts.append((start, time.monotonic()))
+        return made
 
     def slow(video, text):
         start = time.monotonic()
@@ -274,7 +276,7 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
 
     monkeypatch.setattr(RolloutMaker, "make", noted)
     served = train("run_name=served", *small_groups, *_reward_of(serving(slow).url, 30), "budget.iterations=2")
-    meanwhile = [moment for moment in rollouts if any(start < moment < end for start, end in scorings)]
+    meanwhile = [made for made in rollouts if any(start < made[1] and made[0] < end for start, end in scorings)]
     rewards = [
         [record["reward_mean"] for record in read_records(directory) if record["kind"] == "iteration"]
         for directory in (whole, served)
