@@ -6,7 +6,7 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo slurm-demo test test-slurm fuzz lint format clean
+.PHONY: help demo slurm-demo test test-slurm fuzz soak lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen mi
 
 fuzz: $(READY)  ## the fuzzers of the tests with thousands of examples (FUZZ_EXAMPLES=5000)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -n 2 tests/fuzz
+
+soak: $(READY)  ## the reward server under 200 slow senders and 1,000 requests (a minute)
+	$(BIN)/python tests/rewards/reward_soak.py
 
 lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of it
 	$(BIN)/ruff check

@@ -18,7 +18,6 @@ LATEX_SPECIALS = str.maketrans(
         "$": r"\$",
         "^": r"\textasciicircum{}",
         "~": r"\textasciitilde{}",
-        "<": "$<$",
         ">": "$>$",
         "|": "$|$",
         "&": r"\&",

@@ -83,6 +83,24 @@ def wan_folder(tmp_path_factory) -> Path:
     return wan_pipeline.write(tmp_path_factory.mktemp("wan"))
 
 
+@pytest.fixture
+def serving() -> Iterator[Callable]:
+    """`serving(reward, token="x")`: a reward server on loopback, see `reward_servers`; it ends with the test."""
+    from reward_servers import Server
+
+    from flash_grpo.rewards.brightness import brightness
+
+    started = []
+
+    def serve(reward=brightness, **options):
+        started.append(Server(reward, **options).start())
+        return started[-1]
+
+    yield serve
+    for server in started:
+        server.kill()
+
+
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
     """A run takes over Ctrl-C and sets the number of threads; the tests after it get back what they had."""

@@ -1,7 +1,6 @@
 """State what is asked of a video model that is trained, and of a reward."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -56,7 +55,7 @@ class RewardError(RuntimeError):
 
 
 class Reward(Protocol):
-    """Scores B videos, uint8 [B, F, H, W, 3], against B texts; higher is better."""
+    """Scores B videos, uint8 [B, F, H, W, 3], against B texts; higher is better. `scoring.ask` checks what it returns."""
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores: ...
 
@@ -70,25 +69,9 @@ class Asked(Protocol):
         """Wait for the scores. RewardError where there are none to be had."""
 
 
-@dataclass(frozen=True)
-class Answered:
-    scores: Scores
-
-    def ready(self) -> bool:
-        return True
-
-    def get(self) -> Scores:
-        return self.scores
-
-
 def score_flops(reward: Reward, video_shape: tuple[int, ...], text: str) -> float:
     """Return the FLOPs of scoring one video, (F, H, W, 3), against a text; 0 for a reward that has no `flops` of its own.
 
     A reward that is not a network has none, and one on a server does not know its own.
     """
     return reward.flops(video_shape, text) if hasattr(reward, "flops") else 0.0
-
-
-def ask(reward: Reward, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Asked:
-    """Have the videos scored: now, or, by a reward with an `ask` of its own, elsewhere while the caller goes on."""
-    return reward.ask(video_BFHWC, text) if hasattr(reward, "ask") else Answered(reward(video_BFHWC, text))

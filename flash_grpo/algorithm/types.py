@@ -174,20 +174,13 @@ class Scores:
     """A reward's verdict on B videos: the trained total and its named parts, each float32 [B], higher is better.
 
     device_seconds: what it cost on devices that are no rank's own (a reward server's).
+    source: what a reward server says of the reward that it serves, "key=value" each; empty of a reward in this process.
     """
 
     total_B: torch.Tensor
     parts: dict[str, torch.Tensor]
     device_seconds: float = 0.0
-
-
-def joined_scores(parts: "list[Scores]") -> "Scores":
-    """Return the scores of all parts' videos, in order."""
-    return Scores(
-        total_B=torch.cat([part.total_B for part in parts]),
-        parts={name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
-        device_seconds=sum(part.device_seconds for part in parts),
-    )
+    source: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

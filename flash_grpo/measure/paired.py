@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from flash_grpo.algorithm.protocols import Policy, Reward
+from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.measure.videos import vbench_name, write_mp4
 from flash_grpo.records.checked import DamagedFileError, parsed
 from flash_grpo.records.files import MANIFEST, write_atomically
@@ -35,7 +36,8 @@ def evaluate(
     `output`/NAME. The main rank also writes evaluation.json and prints a table. ValueError if `output` holds videos of other
     prompts; RewardError on every rank if a reward fails on any.
     """
-    evaluation, reward = build(cfg.evaluation.sampler, "evaluation.sampler"), build(cfg.reward, "reward")
+    evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
+    reward = CheckedReward(build(cfg.reward, "reward"))
     prompts = build(cfg.prompts, "prompts")
     report(prompts, ranks)
     texts = tuple(dict.fromkeys(prompts.test))

@@ -173,7 +173,7 @@ def _differentiable_reward(trainer: Trainer, x_BCFHW: torch.Tensor, texts: tuple
     for step, timestep in enumerate(schedule.timestep_T):
         velocity_BCFHW = policy.velocity(x_BCFHW, timestep.expand(len(x_BCFHW)), condition_BMD)
         x_BCFHW = ode_step(x_BCFHW, velocity_BCFHW, schedule.dt_T[step])
-    return trainer.rollouts.reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
+    return trainer.rollouts.reward.reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
 
 
 def _group_correlation(first_PG: torch.Tensor, second_PG: torch.Tensor) -> float:

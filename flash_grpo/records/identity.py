@@ -62,6 +62,7 @@ SERVERS = (
     "urls",
     "timeout",
     "give_up_after",
+    "max_wait",
 )  # keys of a reward, also in a composite, that say where it is computed
 
 

@@ -76,7 +76,7 @@ class IterationRecord:
     seconds: wall seconds of this iteration by phase, see COST_PHASES, rank 0.
     reward_mean, reward_std: mean and population std of the R training rewards. reward_parts: mean of each part.
     within_group_std: mean over groups of the population std in the group.
-    groups_without_spread: share of groups whose std is 0 (they train nothing).
+    groups_without_spread: share of groups whose std is 0 (they train nothing; a row of such iterations is said on the console).
     transitions: N, the transitions that were trained, counted again in each epoch; steps: share of N at each denoising step.
     weight_min, weight_max: of the weights after rescaling. advantage_abs_mean: mean |A| over N.
     ratio_mean, ratio_max: of r = exp(logp - logp_old) over N. clip_fraction: share of N with |r - 1| > ratio_clip.

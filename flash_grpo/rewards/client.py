@@ -1,46 +1,68 @@
 """Score videos on reward servers. `python -m flash_grpo.serve` is such a server; the protocol is described there."""
 
 import itertools
+import json
+import logging
 import os
-import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any
 
 import httpx
 import tenacity
 import torch
 
+from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.algorithm.scoring import Kind, checked_scores, joined_scores
 from flash_grpo.algorithm.types import Scores
-from flash_grpo.rewards.wire import TOKEN, packed_request
+from flash_grpo.rewards.waiting import Again, Busy, Refused, Request, Waiting, patience, reason
+from flash_grpo.rewards.wire import packed_request, token_of_environment, unpacked_scores
 
-PATIENCE = tenacity.wait_exponential(multiplier=0.2, max=30.0) + tenacity.wait_random(0, 1)  # seconds between tries
+log = logging.getLogger(__name__)
+MAX_ANSWER, ANSWER_S = 2**24, 60.0  # bytes of an answer, and seconds from its first to its last
+LOOK_S = 5.0  # for a first look at a server
 
 
 class RemoteReward:
-    """Score videos on reward servers; if a server does not answer, try the next, with growing pauses.
+    """Score videos on reward servers; if a server does not answer, or answers wrongly, try the next, with growing pauses.
 
     `ask` returns at once: the servers score while the next rollouts are made.
 
     urls: of the servers. Requests go to them in turn, all servers at the same time; each rank begins with another server.
+    All must serve the same reward: ValueError if two that answer now do not, and later only the first one's kind is believed.
     batch: videos in one request (raw frames, 97 MB each at 480 x 832 x 81). timeout: seconds for one answer.
-    give_up_after: seconds without an answer of any server after which scores raise RewardError.
+    give_up_after: seconds without an answer of any server after which scores raise RewardError. max_wait: seconds after which
+    they do so however busy the servers are.
     If a server requires a token, it is FLASH_GRPO_REWARD_TOKEN of the environment. Proxies are not used.
     """
 
-    def __init__(self, *, urls: Sequence[str], batch: int = 4, timeout: float = 600.0, give_up_after: float = 1800.0):
-        if not urls or batch < 1:
-            raise ValueError(f"reward.urls={list(urls)}, batch={batch}: at least one server and one video are needed")
+    def __init__(
+        self,
+        *,
+        urls: Sequence[str],
+        batch: int = 4,
+        timeout: float = 600.0,
+        give_up_after: float = 1800.0,
+        max_wait: float = 7200.0,
+    ):
+        if not urls:
+            raise ValueError("reward.urls=[]: at least one server is needed")
+        ranges.whole("reward.batch", batch)
+        ranges.number("reward.timeout", timeout, above=0)
         for url in urls:
             _refuse_bad_address(url)
-        self._urls, self._batch, self._give_up_after = [url.rstrip("/") for url in urls], batch, give_up_after
-        token = os.environ.get(TOKEN)
+        self._urls, self._batch = [url.rstrip("/") for url in urls], batch
+        self._waiting = Waiting(give_up_after, max_wait, " ".join(self._urls))
+        token = token_of_environment()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), headers=headers, trust_env=False)
         self._turn = itertools.count(int(os.environ.get("RANK", 0)))
         self._lanes = [ThreadPool(1) for _ in self._urls]  # a server scores one request at a time; daemon threads
+        self._kinds: dict[str, Kind] = {}  # "first": of the first answer
+        self._look()
 
     def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         return self.ask(video_BFHWC, text).get()
@@ -49,90 +71,106 @@ class RemoteReward:
         """Send uint8 videos [B, F, H, W, 3] and their texts to the servers, and do not wait for the scores."""
         requests = []
         for rows in torch.arange(len(text)).split(self._batch):
-            first, texts = next(self._turn) % len(self._urls), [text[row] for row in rows.tolist()]
+            first, texts = next(self._turn) % len(self._urls), tuple(text[row] for row in rows.tolist())
             requests.append(self._lanes[first].apply_async(self._scored, (first, video_BFHWC[rows], texts)))
         return AskedServers(requests)
 
-    def _scored(self, first: int, video_BFHWC: torch.Tensor, text: list[str]) -> dict:
-        """Return the answer of the first server that has one. first: index of the server to try first."""
-        request = _Request(itertools.cycle(self._urls[first:] + self._urls[:first]), time.monotonic())
+    def _look(self) -> None:
+        """Say so if no server answers yet; ValueError if those that do serve different rewards."""
+        found = [lane.apply_async(self._health, (url,)) for lane, url in zip(self._lanes, self._urls, strict=True)]
+        answers = dict(zip(self._urls, [answer.get() for answer in found], strict=True))
+        served = {url: Kind((), answer) for url, answer in answers.items() if isinstance(answer, tuple) and answer}
+        for url, kind in served.items():
+            first = next(iter(served))
+            if refusal := served[first].refusal(kind):
+                raise ValueError(f"reward.urls: {url} is not the same as {first}: {refusal}")
+        silent = [f"{url} {reason(answer)}" for url, answer in answers.items() if isinstance(answer, Exception)]
+        if len(silent) == len(self._urls):
+            log.warning(
+                "no reward server answers yet (%s): start one with python -m flash_grpo.serve reward=NAME; the run waits for "
+                "it for %g s from its first videos on (reward.give_up_after)",
+                "; ".join(silent),
+                self._waiting.give_up_after,
+            )
+
+    def _health(self, url: str) -> "tuple[str, ...] | Exception":
+        """Return what the server says that it serves, () if nothing, or why it does not answer."""
+        try:
+            said = self._answer("GET", f"{url}/health", timeout=LOOK_S)[1]
+        except (httpx.TransportError, Again) as error:
+            return error
+        try:
+            return tuple(str(item) for item in json.loads(said)["served"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # a server of another make
+            return ()
+
+    def _scored(self, first: int, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
+        """Return the scores of the first server that has some. first: index of the server to try first."""
+        request = Request(itertools.cycle(self._urls[first:] + self._urls[:first]), text)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Again)),
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, Again)),
             wait=patience,
-            stop=lambda _: time.monotonic() - request.heard > self._give_up_after,
+            stop=lambda _: self._waiting.is_over(request),
+            before_sleep=lambda state: self._waiting.say(request, state.outcome.exception()),
             reraise=True,
         )
         try:
-            answer = retrying(self._answer_of_next, request, packed_request(video_BFHWC, text))
-        except (httpx.TransportError, _Again) as error:
-            raise RewardError(
-                f"reward server {' '.join(self._urls)}: no answer for {self._give_up_after:.0f} s ({type(error).__name__}: "
-                f"{error}); start it again, then give the same command to continue the run"
-            ) from error
-        if len(answer["total"]) != len(text):
-            raise RewardError(f"reward server: {len(answer['total'])} scores for {len(text)} videos")
-        return answer
+            return retrying(self._scores_of_next, request, packed_request(video_BFHWC, list(text)))
+        except (httpx.TransportError, Again) as error:
+            raise RewardError(self._waiting.refusal(request, error)) from error
 
-    def _answer_of_next(self, request: "_Request", body: bytes) -> dict:
-        """Ask the next server. Raise _Again if the request should be tried again, RewardError if every server rejects it."""
+    def _scores_of_next(self, request: Request, body: bytes) -> Scores:
+        """Ask the next server. Raise Again if the request should be tried again, RewardError if every server rejects it."""
         url = next(request.urls)
-        answer = None
+        answer, said = None, b""
         if request.was_busy:  # look before sending the videos again
-            answer = self._client.get(f"{url}/health")
+            answer, said = self._answer("GET", f"{url}/health")
         if answer is None or "Retry-After" not in answer.headers:
-            answer = self._client.post(f"{url}/score", content=body)
+            answer, said = self._answer("POST", f"{url}/score", content=body)
         if "Retry-After" in answer.headers:
             request.heard, request.was_busy = time.monotonic(), True
-            raise _Busy(f"{url} is busy")
+            raise Busy(f"{url} is busy")
         if answer.status_code >= 500:
-            raise _Again(f"{answer.status_code} {answer.text[:200]}")
+            raise Again(f"{url}: {answer.status_code} {_shown(said)}")
         if answer.status_code != 200:
-            request.refused_by.add(url)
-            if request.refused_by >= set(self._urls):
-                raise RewardError(f"reward server {url}: {answer.status_code} {answer.text[:500]}")
-            raise _Refused(f"{answer.status_code} {answer.text[:200]}")
-        return _finite_or_nan(answer.json())
+            raise self._refused(request, url, f"{answer.status_code} {_shown(said)}")
+        try:
+            return self._accepted(said, request.text)
+        except (ValueError, RewardError) as error:
+            raise self._refused(request, url, f"wrong answer: {error}") from error
 
+    def _accepted(self, said: bytes, text: tuple[str, ...]) -> Scores:
+        """Return the scores of an answer; ValueError or RewardError if they are none, or of another kind than the first."""
+        scores = checked_scores(unpacked_scores(said), text, "its answer")
+        if refusal := self._kinds.setdefault("first", Kind.of(scores)).refusal(Kind.of(scores)):
+            raise RewardError(refusal)
+        return scores
 
-@dataclass
-class _Request:
-    """The state of one request between its tries.
+    def _refused(self, request: Request, url: str, why: str) -> Exception:
+        """Note that this server rejected the request; return RewardError if all have, else Refused."""
+        request.refused_by.add(url)
+        if request.refused_by >= set(self._urls):
+            return RewardError(f"reward server {url}: {why}")
+        self._waiting.say_once(url, why)
+        return Refused(f"{url}: {why}")
 
-    urls: of the servers to try, without end. heard: time.monotonic() of the last sign of a working server. was_busy: a
-    server has answered that it is busy. refused_by: servers that rejected the request.
-    """
-
-    urls: Iterator[str]
-    heard: float
-    was_busy: bool = False
-    refused_by: set[str] = field(default_factory=set)
-
-
-class _Again(Exception):
-    """Retry: the server is there but cannot answer now."""
-
-
-class _Busy(_Again):
-    """Retry: the server is busy with other requests (503 with Retry-After)."""
-
-
-class _Refused(_Again):
-    """Retry elsewhere: this server rejected the request; another may accept it."""
-
-
-def patience(state: tenacity.RetryCallState) -> float:
-    """Return the seconds until the next try: none after a rejection, about one at a busy server, else growing ones."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Refused):
-        return 0.0
-    return random.uniform(0.5, 1.5) if isinstance(error, _Busy) else PATIENCE(state)
+    def _answer(self, method: str, url: str, **more: Any) -> tuple[httpx.Response, bytes]:
+        """Return a server's answer and its body; Again if it is longer than any score's, or never ends."""
+        said, until = bytearray(), None
+        with self._client.stream(method, url, **more) as answer:
+            for chunk in answer.iter_raw():
+                said += chunk
+                until = until or time.monotonic() + ANSWER_S
+                if len(said) > MAX_ANSWER or time.monotonic() > until:
+                    raise Again(f"{url}: an answer of more than {MAX_ANSWER} bytes or {ANSWER_S:.0f} s")
+        return answer, bytes(said)
 
 
 @dataclass(frozen=True)
 class AskedServers:
     """Scores on their way from the servers.
 
-    requests: give the answers of the servers, in the order of the videos.
+    requests: give the scores of the servers, in the order of the videos.
     """
 
     requests: list[AsyncResult]
@@ -148,13 +186,7 @@ class AskedServers:
         """Wait for the scores; raise RewardError if a request has failed for good."""
         for request in self._failed():  # fail now: the other requests may be retried for long
             request.get()
-        answers = [request.get() for request in self.requests]
-        names = answers[0]["parts"]
-        return Scores(
-            total_B=torch.cat([torch.tensor(answer["total"]) for answer in answers]),
-            parts={name: torch.cat([torch.tensor(answer["parts"][name]) for answer in answers]) for name in names},
-            device_seconds=sum(answer["device_seconds"] for answer in answers),
-        )
+        return joined_scores([request.get() for request in self.requests])
 
 
 def _refuse_bad_address(url: str) -> None:
@@ -167,10 +199,6 @@ def _refuse_bad_address(url: str) -> None:
         raise ValueError(f"reward.urls: {url}: expected an address like http://node7:8700")
 
 
-def _finite_or_nan(answer: dict) -> dict:
-    """Replace the server's nulls by NaN, which JSON lacks."""
-
-    def numbers(values: list) -> list[float]:
-        return [float("nan") if value is None else value for value in values]
-
-    return {**answer, "total": numbers(answer["total"]), "parts": {k: numbers(v) for k, v in answer["parts"].items()}}
+def _shown(said: bytes) -> str:
+    """Return the beginning of what a server said, in one line."""
+    return " ".join(said.decode(errors="replace").split())[:500]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from flash_grpo.algorithm import ranges
-from flash_grpo.algorithm.protocols import Asked, Reward, ask, score_flops
+from flash_grpo.algorithm.protocols import Asked, Reward, score_flops
+from flash_grpo.algorithm.scoring import ask
 from flash_grpo.algorithm.types import Scores
 
 
@@ -55,10 +56,11 @@ class AskedComposite:
 
     def get(self) -> Scores:
         scores = {name: asked.get() for name, asked in self.asked.items()}
-        total_B = sum(self.weights[name] * score.total_B.cpu() for name, score in scores.items())
-        parts = {part: value.cpu() for score in scores.values() for part, value in score.parts.items()}
+        total_B = sum(self.weights[name] * score.total_B for name, score in scores.items())
+        parts = {part: value for score in scores.values() for part, value in score.parts.items()}
         return Scores(
             total_B=total_B,
-            parts=parts | {name: score.total_B.cpu() for name, score in scores.items()},
+            parts=parts | {name: score.total_B for name, score in scores.items()},
             device_seconds=sum(score.device_seconds for score in scores.values()),
+            source=tuple(f"{name}.{item}" for name, score in scores.items() for item in score.source),
         )

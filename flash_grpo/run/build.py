@@ -19,6 +19,7 @@ from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.schedule import check_stochastic
+from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
@@ -111,7 +112,7 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
     meter, journal = Meter(ranks, flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
         policy=policy,
-        reward=reward,
+        reward=CheckedReward(reward),
         method=method,
         schedule=schedule,
         solve=build(cfg.rollout.solve, "rollout.solve"),

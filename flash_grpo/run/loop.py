@@ -1,7 +1,6 @@
 """Run one configuration: claim its directory, build its objects, and train from the newest checkpoint to the budget."""
 
 import logging
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flash_grpo.algorithm.batches import Prompts
-from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.records.files import read_manifest
 from flash_grpo.records.schema import EvalRecord, IterationRecord
 from flash_grpo.records.slurm_job import SlurmJob
@@ -27,6 +25,7 @@ from flash_grpo.training.evaluation import Evaluation
 from flash_grpo.training.journal import Leave, raise_failure
 from flash_grpo.training.meter import EVALUATION
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.score_checks import SpreadWatch
 from flash_grpo.training.trainer import Trainer
 from flash_grpo.training.update import refuse_drift
 
@@ -48,6 +47,7 @@ class Run:
     evaluate_every: float
     checkpoint_every: int
     place: Place = field(default_factory=Place)
+    spread: SpreadWatch = field(default_factory=SpreadWatch)
 
     @property
     def path(self) -> Path:
@@ -82,6 +82,8 @@ class Run:
             record = self.trainer.iterate(self.place.iteration + 1)
             self.place = replace(self.place, iteration=record.iteration)
             self._write(record)
+            if (line := self.spread.line(record)) and self.trainer.ranks.is_main:
+                log.warning(line)
             refuse_drift(record, self.trainer.method.ratio_clip)
             advance(bar, self._spent(), record)
             if self._due(spent) and self._spent() < 1:
@@ -114,7 +116,6 @@ class Run:
             )
         trainer.meter.charge(evaluated.device_seconds, EVALUATION)
         trainer.meter.settle()
-        refuse_unusable(evaluated, self.place.iteration)
         self.place = replace(self.place, evaluating=False, evaluated=self.place.iteration)
         self._write(self._eval_record(evaluated))
         if samples and trainer.ranks.is_main:
@@ -212,9 +213,3 @@ def load(cfg: DictConfig, directory: RunDirectory) -> Run:
         evaluate_every=cfg.evaluation.every,
         checkpoint_every=cfg.checkpoint.every,
     )
-
-
-def refuse_unusable(evaluated: Evaluated, iteration: int) -> None:
-    unusable = [text for text, reward in evaluated.prompt_rewards.items() if not math.isfinite(reward)]
-    if unusable:
-        raise RewardError(f"evaluation at iteration {iteration}: the reward of {unusable[0]!r} is not finite")

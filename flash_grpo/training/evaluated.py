@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from flash_grpo.algorithm.scoring import Kind
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.score_checks import agreed_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Evaluated:
 def joined(parts: list[EvaluatedPart], texts: tuple[str, ...], noises_per_prompt: int, ranks: Ranks) -> Evaluated:
     """Put all ranks' parts together; a matrix that is zero where a rank has nothing is summed, which is exact."""
     P, K = len(texts), noises_per_prompt
-    names = ranks.from_main(list(parts[0].scores.parts) if parts else [])  # a rank without prompts knows none
+    names = agreed_kind(ranks, Kind.of(parts[0].scores) if parts else None).parts  # a rank without prompts knows none
     total_PK = torch.zeros(P, K)
     part_PK = {name: torch.zeros(P, K) for name in names}
     diversity_P, distance_P = torch.zeros(P), torch.zeros(P)

@@ -9,7 +9,8 @@ import torch
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
 from flash_grpo.algorithm.noise import NoiseKeys
-from flash_grpo.algorithm.protocols import Policy, Reward, ask
+from flash_grpo.algorithm.protocols import Policy, Reward
+from flash_grpo.algorithm.scoring import ask
 from flash_grpo.algorithm.types import FlowSchedule, Scores
 from flash_grpo.training.evaluated import EvaluatedPart, diversity
 from flash_grpo.training.journal import Journal

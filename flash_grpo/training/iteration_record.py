@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.algorithm.types import PromptBatch, Scores, Trained
+from flash_grpo.algorithm.types import PromptBatch, Trained
 from flash_grpo.records.schema import COST_PHASES, IterationRecord
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.update import Updater
@@ -32,9 +32,13 @@ def over_ranks(ranks: Ranks, batch: PromptBatch, value_B: torch.Tensor) -> torch
 
 
 def iteration_record(
-    updater: Updater, batch: PromptBatch, scores: Scores, reward_PG: torch.Tensor, trained: Trained
+    updater: Updater,
+    batch: PromptBatch,
+    reward_PG: torch.Tensor,
+    part_PG: dict[str, torch.Tensor],
+    trained: Trained,
 ) -> IterationRecord:
-    """Return the record of the iteration that `batch` belongs to, and settle its cost."""
+    """Return the record of the iteration that `batch` belongs to, and settle its cost. part_PG: the reward's parts."""
     ranks, meter = updater.ranks, updater.meter
     step_T = ranks.sum(torch.bincount(trained.step_N, minlength=len(updater.schedule)).double())
     over = Over(ranks=ranks, total=int(step_T.sum()))
@@ -52,7 +56,7 @@ def iteration_record(
         seconds={phase: seconds[phase] for phase in COST_PHASES},
         reward_mean=float(reward_PG.mean()),
         reward_std=float(reward_PG.std(correction=0)),
-        reward_parts={name: float(over_ranks(ranks, batch, part).mean()) for name, part in scores.parts.items()},
+        reward_parts={name: float(value_PG.mean()) for name, value_PG in part_PG.items()},
         within_group_std=float(spread_P.mean()),
         groups_without_spread=float((spread_P == 0).double().mean()),
         transitions=over.total,

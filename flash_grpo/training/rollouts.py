@@ -10,8 +10,9 @@ import torch
 from flash_grpo.algorithm.denoise import Denoising, Solver, denoise, joined
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
-from flash_grpo.algorithm.protocols import Asked, Policy, Reward, ask
-from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores, joined_scores
+from flash_grpo.algorithm.protocols import Asked, Policy
+from flash_grpo.algorithm.scoring import CheckedReward, ask, joined_scores
+from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
 
@@ -24,7 +25,7 @@ class RolloutMaker:
     """
 
     policy: Policy
-    reward: Reward
+    reward: CheckedReward
     method: Method
     schedule: FlowSchedule
     solve: Solver

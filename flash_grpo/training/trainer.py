@@ -1,13 +1,14 @@
 """One iteration: rollouts, rewards, optimizer steps. It never learns which method runs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
-from flash_grpo.algorithm.protocols import Policy, RewardError
+from flash_grpo.algorithm.protocols import Policy
+from flash_grpo.algorithm.scoring import Kind
 from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Trained
 from flash_grpo.records.schema import IterationRecord
 from flash_grpo.training.iteration_record import iteration_record, over_ranks
@@ -15,6 +16,7 @@ from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.rollouts import RolloutMaker
+from flash_grpo.training.score_checks import agreed_kind
 from flash_grpo.training.update import Updater
 
 
@@ -35,12 +37,13 @@ class Trainer:
         """Run iteration 1, 2, … and return what happened, over all ranks."""
         batch = self.batch(iteration)
         rollouts, scores = self.journal.resumable("rollouts", lambda: self.rollouts.scored(batch))
+        kind = agreed_kind(self.ranks, Kind.of(scores))
         reward_PG = over_ranks(self.ranks, batch, scores.total_B)
-        _refuse_unusable(reward_PG, self._texts(iteration), iteration)
         with self.meter.phase("update"):
             trained = self.update(rollouts, self.method.advantage(reward_PG))
         self.journal.done.clear()
-        return iteration_record(self.updater, batch, scores, reward_PG, trained)
+        part_PG = {name: over_ranks(self.ranks, batch, scores.parts[name]) for name in kind.parts}
+        return iteration_record(self.updater, batch, reward_PG, part_PG, trained)
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
         return self.updater.update(rollouts, advantage_PG)
@@ -62,6 +65,7 @@ class Trainer:
             "optimizer_steps": self.updater.optimizer_steps,
             "meter": self.meter.state(),
             "journal": self.journal.state(),
+            "scores": self.rollouts.reward.kind and asdict(self.rollouts.reward.kind),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -71,6 +75,8 @@ class Trainer:
         self.updater.optimizer_steps = state["optimizer_steps"]
         self.meter.restore(state["meter"])
         self.journal.restore(state["journal"])
+        scores = state.get("scores")  # earlier versions did not save it
+        self.rollouts.reward.kind = Kind(**scores) if scores else None
 
     def unfinished(self) -> dict[str, Any]:
         """Return what this rank has done of the iteration, or the evaluation, under way."""
@@ -101,13 +107,3 @@ class Trainer:
     @method.setter
     def method(self, method: Method) -> None:
         self.rollouts.method = self.updater.method = method
-
-
-def _refuse_unusable(reward_PG: torch.Tensor, text_P: list[str], iteration: int) -> None:
-    bad = (~reward_PG.isfinite()).nonzero()
-    if len(bad):
-        prompt, sibling = bad[0].tolist()
-        raise RewardError(
-            f"iteration {iteration}: the reward of {text_P[prompt]!r} (prompt {prompt}, sibling {sibling}) is "
-            f"{float(reward_PG[prompt, sibling])}; {len(bad)} of {reward_PG.numel()} rewards are not finite"
-        )

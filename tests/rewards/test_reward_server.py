@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -10,58 +9,21 @@ import httpx
 import pytest
 import tenacity
 import torch
-import uvicorn
 
 from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.records.files import read_records
 from flash_grpo.rewards.brightness import brightness
-from flash_grpo.rewards.client import PATIENCE, RemoteReward
+from flash_grpo.rewards.client import RemoteReward
+from flash_grpo.rewards.waiting import PATIENCE, Waiting
 from flash_grpo.rewards.wire import TOKEN, packed_request, unpacked_request
 from flash_grpo.run import checkpoint, loop, stop
-from flash_grpo.serve import application, required_token
+from flash_grpo.serve import required_token
 from flash_grpo.tiny_world.reward import ShapesReward
 from flash_grpo.training.rollouts import RolloutMaker
 
 VIDEO = torch.arange(3 * 2 * 4 * 4 * 3).reshape(3, 2, 4, 4, 3).to(torch.uint8)
 TEXTS = ("a", "zwei ü", "c")
-
-
-class Server:
-    """A reward server in a thread, on one port throughout, that can be killed and started again."""
-
-    def __init__(self, reward, **options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self._made = f"http://127.0.0.1:{self.port}", (reward, options)
-
-    def start(self):
-        reward, options = self._made
-        app = application(reward, "tested", **{"token": None, "max_bytes": 2**20, **options})
-        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
-        return self
-
-    def kill(self):
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
-
-
-@pytest.fixture
-def serving():
-    started = []
-
-    def serve(reward=brightness, **options):
-        started.append(Server(reward, **options).start())
-        return started[-1]
-
-    yield serve
-    for server in started:
-        server.kill()
 
 
 def test_scores_are_those_of_the_reward_whatever_the_batch_and_the_number_of_servers(serving):
@@ -73,19 +35,30 @@ def test_scores_are_those_of_the_reward_whatever_the_batch_and_the_number_of_ser
         assert scores.device_seconds > 0
 
 
-def test_texts_and_non_finite_scores_travel(serving):
+def test_texts_travel(serving):
     heard = []
 
     def reward(video, text):
         heard.append(text)
+        return brightness(video, text)
+
+    RemoteReward(urls=[serving(reward).url])(VIDEO, TEXTS)
+    assert heard == [TEXTS]
+
+
+def test_a_scorer_s_non_finite_score_is_refused_at_the_server_and_its_video_is_named(serving):
+    def reward(video, text):
         return Scores(total_B=torch.tensor([1.0, float("nan"), float("inf")]), parts={})
 
-    total = RemoteReward(urls=[serving(reward).url])(VIDEO, TEXTS).total_B
-    assert heard == [TEXTS] and total[0] == 1 and not total[1:].isfinite().any()
+    with pytest.raises(
+        RewardError, match=r"422 the scorer failed: .*total_B of 'zwei ü' \(video 2 of 3\) is nan; 2 of 3"
+    ):
+        RemoteReward(urls=[serving(reward).url])(VIDEO, TEXTS)
 
 
 def test_health_tells_what_is_served(serving):
-    assert httpx.get(f"{serving().url}/health").json() == {"reward": "tested", "device": "cpu", "busy": False}
+    told = httpx.get(f"{serving(served=['name=x']).url}/health").json()
+    assert told == {"reward": "tested", "device": "cpu", "busy": False, "served": ["name=x"]}
 
 
 def test_a_token_is_asked_for(serving, monkeypatch):
@@ -100,6 +73,15 @@ def test_a_token_is_asked_for(serving, monkeypatch):
     assert len(RemoteReward(urls=[url])(VIDEO, TEXTS).total_B) == 3
 
 
+@pytest.mark.parametrize("token", ["schlüssel", "two\nlines", "two words", "tab\t"])
+def test_a_token_that_no_header_can_carry_is_refused_on_both_sides_and_not_shown(monkeypatch, token):
+    monkeypatch.setenv(TOKEN, token)
+    for ask in (lambda: RemoteReward(urls=["http://127.0.0.1:9"]), lambda: required_token("127.0.0.1")):
+        with pytest.raises(ValueError, match=f"^{TOKEN}: only ASCII letters") as refusal:
+            ask()
+        assert token not in str(refusal.value)
+
+
 def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):
     monkeypatch.delenv(TOKEN, raising=False)
     assert required_token("127.0.0.1") is None and required_token("::1") is None and required_token("localhost") is None
@@ -110,13 +92,14 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):
     assert required_token("0.0.0.0") == "secret"
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Length": None}])
-def test_a_too_large_request_is_refused(serving, headers):
-    url = f"{serving(max_bytes=100).url}/score"
-    body = packed_request(VIDEO, list(TEXTS))
-    content = body if not headers else iter([body[:50], body[50:]])  # chunked: its length is not told
-    answer = httpx.post(url, content=content)
+def test_a_too_large_request_is_refused(serving):
+    answer = httpx.post(f"{serving(max_megabytes=1e-4).url}/score", content=packed_request(VIDEO, list(TEXTS)))
     assert answer.status_code == 413 and "server.max_megabytes" in answer.text
+
+
+def test_a_request_that_does_not_tell_its_length_is_refused(serving):
+    body = packed_request(VIDEO, list(TEXTS))
+    assert httpx.post(f"{serving().url}/score", content=iter([body[:50], body[50:]])).status_code == 411
 
 
 def test_a_malformed_request_is_refused_with_a_reason(serving):
@@ -140,7 +123,7 @@ def test_a_scorer_that_fails_is_not_asked_again(serving):
 
 
 def test_frames_are_lossless():
-    video, text = unpacked_request(packed_request(VIDEO, list(TEXTS)))
+    video, text = unpacked_request(memoryview(bytearray(packed_request(VIDEO, list(TEXTS)))))
     assert torch.equal(video, VIDEO) and text == TEXTS
 
 
@@ -280,8 +263,10 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
     rollouts, scorings, make = [], [], RolloutMaker.make
 
     def noted(self, batch, *more):
-        rollouts.append(time.monotonic())
-        return make(self, batch, *more)
+        start = time.monotonic()
+        made = make(self, batch, *more)
+        rollouts.append((start, time.monotonic()))
+        return made
 
     def slow(video, text):
         start = time.monotonic()
@@ -291,7 +276,7 @@ def test_the_servers_score_while_the_next_rollouts_are_made(serving, train, monk
 
     monkeypatch.setattr(RolloutMaker, "make", noted)
     served = train("run_name=served", *small_groups, *_reward_of(serving(slow).url, 30), "budget.iterations=2")
-    meanwhile = [moment for moment in rollouts if any(start < moment < end for start, end in scorings)]
+    meanwhile = [made for made in rollouts if any(start < made[1] and made[0] < end for start, end in scorings)]
     rewards = [
         [record["reward_mean"] for record in read_records(directory) if record["kind"] == "iteration"]
         for directory in (whole, served)
@@ -352,17 +337,22 @@ def test_the_servers_seconds_are_part_of_the_cost_and_of_an_evaluation_s_seconds
     assert evaluations == pytest.approx([16000, 32000], abs=200)  # 32 videos each
 
 
-def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, tmp_path):
-    server = serving()
+def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_rollouts(serving, train, monkeypatch):
+    server, said = serving(), []
     overrides = _reward_of(server.url, 600)
     train(*overrides, "budget.iterations=1")
     server.kill()
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    start = time.monotonic()
-    with pytest.raises(stop.Interrupted, match="middle"):
-        train(*overrides)
-    assert time.monotonic() - start < 10
+
+    def asked_to_stop(self, request, error):
+        if not said:
+            said.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiting, "say", asked_to_stop)
+        with pytest.raises(stop.Interrupted, match="middle"):
+            train(*overrides)
+    assert time.monotonic() - said[0] < 10
     server.start()
     directory = train(*overrides)
     assert [record["iteration"] for record in read_records(directory) if record["kind"] == "iteration"] == [1, 2, 3]

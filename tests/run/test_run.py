@@ -447,10 +447,10 @@ def test_an_unusable_reward_stops_the_run_and_the_record_says_which_prompt(
     directory = tmp_path / "default/small"
     *_, failure = read_records(directory)
     assert (failure["kind"], failure["iteration"]) == ("failure", 5)
-    assert f"{spoilt.text!r} (prompt 1, sibling 2) is {value}" in failure["reason"]
+    assert f"total_B of {spoilt.text!r} (video 7 of 8) is {value}; 1 of 8 are not finite" in failure["reason"]
     assert read_manifest(directory).status == "failed"
     assert read_manifest(directory).reason == failure["reason"]
-    assert checkpoint.complete(directory)[-1].name == "000004"
+    assert checkpoint.complete(directory)[-1].name == "000004+001"  # its rollouts are not made again
     _start(config, tmp_path)
     _assert_identical(directory, uninterrupted)
 

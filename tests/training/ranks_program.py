@@ -11,8 +11,10 @@ from damage import flipped
 from hydra import compose, initialize_config_dir
 
 from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.algorithm.types import Scores
 from flash_grpo.run import build, checkpoint, loop, stop
 from flash_grpo.run.compose import CONF
+from flash_grpo.tiny_world.reward import ShapesReward
 from flash_grpo.training import evaluated_part, rollouts
 from flash_grpo.training.trainer import Trainer
 
@@ -102,6 +104,28 @@ def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
     return raised, saved
 
 
+def rubbish_on_the_last_rank(folder: Path) -> list[str]:
+    """What this rank raised where the last rank's reward returns None in an iteration, or other parts in an evaluation."""
+    raised, score = [], ShapesReward.__call__
+    here = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+    for name, good_calls, rubbish in (("none", 1, None), ("parts", 0, "other parts")):
+        calls = []
+
+        def spoilt(self, video, text, calls=calls, good_calls=good_calls, rubbish=rubbish):
+            calls.append(text)
+            if not here or len(calls) <= good_calls:
+                return score(self, video, text)
+            return rubbish and Scores(total_B=torch.ones(len(text)), parts={"other": torch.ones(len(text))})
+
+        ShapesReward.__call__ = spoilt
+        try:
+            loop.run(_config(folder, "evaluation.sampler.batch=64", f"run_name={name}"), name)
+        except RewardError as error:
+            raised.append(str(error))
+        ShapesReward.__call__ = score
+    return raised
+
+
 def refused(folder: Path) -> str:
     """How three rollouts on two ranks are refused."""
     try:
@@ -120,5 +144,6 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     report = {"refusal": refused(place), "notes": go_through(place), "failed": fails_on_the_last_rank(place)}
     goes_on_without_damaged_results(place)
+    report["rubbish"] = rubbish_on_the_last_rank(place)
     torch.save(report, place / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -96,6 +96,14 @@ def test_a_reward_that_fails_on_one_rank_ends_all_of_them_and_what_was_done_is_s
     assert failures[1] == (["no answer", ""] * 2, ["000000+001", "000000+001"])
 
 
+def test_rubbish_of_a_reward_on_one_rank_ends_all_of_them_with_the_same_reason(two_ranks):
+    none, parts = zip(*(ranks["rubbish"] for ranks in two_ranks[1]), strict=True)
+    assert none[1].startswith("reward ShapesReward: returned None; expected Scores")
+    assert none[0] == f"{none[1]} (rank 1 of 2)"
+    differs = "on rank 1 parts other, where the first scores had colour, motion, smoothness (rank 0)"
+    assert parts == (f"the reward differs between ranks: {differs}",) * 2
+
+
 def test_rollouts_that_do_not_fill_the_ranks_are_refused_before_any_work(two_ranks):
     directory, ranks = two_ranks
     for report in ranks:
