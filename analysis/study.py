@@ -179,7 +179,7 @@ def _finished(runs: pd.DataFrame, evaluations: pd.DataFrame, notes: list[str]) -
     for status, some in runs[~completed].groupby("status"):
         named = "; ".join(f"{row.run} ({row.reason})" if row.reason else row.run for row in some.itertuples())
         notes.append(
-            f"{len(some)} of {len(runs)} runs {status}: thin lines in the curves, not in averages and tables: {named}."
+            f"{len(some)} of {len(runs)} runs {status}: thin lines in curves, not in averages and tables: {named}."
         )
     length = evaluations.groupby("run", observed=True)["iteration"].max()
     evaluated = runs["run"].isin(length[length > 0].index)

@@ -28,17 +28,14 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         try:
             task(cfg)
         except (ConfigError, DamagedFileError) as error:
-            if SlurmJob.here():  # into the rank's log
-                traceback.print_exc()
+            _log_traceback()
             refuse(str(error))
 
     def main() -> None:
         options, overrides = split(sys.argv[1:])
         check_overrides(options, overrides)
         sys.argv[1:] = [*options, *overrides]  # Hydra would refuse `train.py seed=1 -m sweeps=demo`
-        os.environ.setdefault(
-            "HYDRA_FULL_ERROR", "1"
-        )  # Hydra raises its errors instead of printing them with a traceback
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and prints no traceback
         try:
             guarded()
         except (HydraException, OmegaConfBaseException) as error:
@@ -47,6 +44,12 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             refuse(f"{error.filename or 'the file system'}: {error.strerror or error}")
 
     return main
+
+
+def _log_traceback() -> None:
+    """Print the traceback of the present error where it goes into a rank's log."""
+    if SlurmJob.here():
+        traceback.print_exc()
 
 
 def train(cfg: DictConfig) -> None:
@@ -59,8 +62,7 @@ def train(cfg: DictConfig) -> None:
     try:
         directory = loop.run(cfg, cfg.run_name)
     except (RewardError, DriftError, DivergedError, OSError) as error:
-        if SlurmJob.here():  # into the rank's log
-            traceback.print_exc()
+        _log_traceback()
         sys.exit(f"stopped: {error}")
     except (stop.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)

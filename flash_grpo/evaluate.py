@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         cfg, states, output = _chosen(args)
         check_values(cfg)
-        ranks = Ranks(device(cfg))
-        evaluate(cfg, states, output, ranks)
+        evaluate(cfg, states, output, ranks := Ranks(device(cfg)))
     except (RewardError, DivergedError) as error:
         sys.exit(f"stopped: {error}")
     except (ConfigError, ValueError) as error:

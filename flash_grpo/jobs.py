@@ -71,6 +71,12 @@ def watch(study: Path, interval: float) -> bool:
 # -- what can be done to runs ------------------------------------------------------------------------------------------
 
 
+def _cancelled(run: RunState, job_id: str, slurm_answers: bool) -> str:
+    was = f", which was {run.state}" if slurm_answers else ""
+    saves = ": it saves and ends" if run.state in ("running", "starting") else ""
+    return f"cancelled {run.run} (job {job_id}){was}{saves}"
+
+
 def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[str]:
     """Cancel the named runs, or all; return a line about each.
 
@@ -80,12 +86,7 @@ def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[
     chosen = chosen_by(names, runs) if names else [run for run in runs if run.run in jobs]
     if cancelled := [jobs[run.run].job_id for run in chosen if run.run in jobs]:
         _scancel(cancelled)
-    lines = []
-    for run in chosen:
-        if run.run in jobs:
-            was = f", which was {run.state}" if slurm_answers else ""
-            saves = ": it saves and ends" if run.state in ("running", "starting") else ""
-            lines.append(f"cancelled {run.run} (job {jobs[run.run].job_id}){was}{saves}")
+    lines = [_cancelled(run, jobs[run.run].job_id, slurm_answers) for run in chosen if run.run in jobs]
     lines += [f"left {run.run} alone: it is {run.state}" for run in chosen if run.run not in jobs]
     return lines or ["nothing waits or runs"]
 

@@ -56,14 +56,12 @@ class Layout:
         ranges.whole("training.epochs", self.epochs)
         ranges.one_of("training.shares", self.shares, ("prompts", "rollouts"))
         ranges.whole("training.optimizer_steps", self.optimizer_steps)
+        prompts = f"rollout.layout.num_prompts={self.num_prompts}"
         if self.num_prompts % self.optimizer_steps:
-            raise ValueError(
-                f"training.optimizer_steps={self.optimizer_steps}: must divide "
-                f"rollout.layout.num_prompts={self.num_prompts}"
-            )
+            raise ValueError(f"training.optimizer_steps={self.optimizer_steps}: must divide {prompts}")
         if self.per_step % self.world_size:
             raise ValueError(
-                f"rollout.layout.num_prompts={self.num_prompts} x rollout.layout.group_size={self.group_size} / "
+                f"{prompts} x rollout.layout.group_size={self.group_size} / "
                 f"training.optimizer_steps={self.optimizer_steps} = {self.per_step} rollouts per optimizer step "
                 f"do not fill {self.world_size} ranks evenly"
             )

@@ -97,8 +97,7 @@ def expected(
 def distinct_states(
     keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Tensor, optimizer_step_B: torch.Tensor
 ) -> tuple[int, int]:
-    """Return how many velocities these rollouts take, and from how many states the kept ones take a stochastic step, the
-    latter for each optimizer step by itself.
+    """Return how many velocities these rollouts take, and from how many states each optimizer step's kept ones are trained.
 
     A rollout's state is told by the keys of all noise that it has met; rollouts with equal keys so far are one state.
     """

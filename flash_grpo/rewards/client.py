@@ -77,7 +77,9 @@ class RemoteReward:
 
     def _look(self) -> None:
         """Say so if no server answers yet; ValueError if those that do serve different rewards."""
-        found = [lane.apply_async(self._health, (url,)) for lane, url in zip(self._lanes, self._urls, strict=True)]
+        found = [
+            lane.apply_async(_health, (self._client, url)) for lane, url in zip(self._lanes, self._urls, strict=True)
+        ]
         answers = dict(zip(self._urls, [answer.get() for answer in found], strict=True))
         served = {url: Kind((), answer) for url, answer in answers.items() if isinstance(answer, tuple) and answer}
         for url, kind in served.items():
@@ -92,17 +94,6 @@ class RemoteReward:
                 "; ".join(silent),
                 self._waiting.give_up_after,
             )
-
-    def _health(self, url: str) -> "tuple[str, ...] | Exception":
-        """Return what the server says that it serves, () if nothing, or why it does not answer."""
-        try:
-            said = self._answer("GET", f"{url}/health", timeout=LOOK_S)[1]
-        except (httpx.TransportError, Again) as error:
-            return error
-        try:
-            return tuple(str(item) for item in json.loads(said)["served"])
-        except (ValueError, KeyError, TypeError, RecursionError):  # a server of another make
-            return ()
 
     def _scored(self, first: int, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
         """Return the scores of the first server that has some. first: index of the server to try first."""
@@ -124,9 +115,9 @@ class RemoteReward:
         url = next(request.urls)
         answer, said = None, b""
         if request.was_busy:  # look before sending the videos again
-            answer, said = self._answer("GET", f"{url}/health")
+            answer, said = _answer(self._client, "GET", f"{url}/health")
         if answer is None or "Retry-After" not in answer.headers:
-            answer, said = self._answer("POST", f"{url}/score", content=body)
+            answer, said = _answer(self._client, "POST", f"{url}/score", content=body)
         if "Retry-After" in answer.headers:
             request.heard, request.was_busy = time.monotonic(), True
             raise Busy(f"{url} is busy")
@@ -154,17 +145,6 @@ class RemoteReward:
         self._waiting.say_once(url, why)
         return Refused(f"{url}: {why}")
 
-    def _answer(self, method: str, url: str, **more: Any) -> tuple[httpx.Response, bytes]:
-        """Return a server's answer and its body; Again if it is longer than any score's, or never ends."""
-        said, until = bytearray(), None
-        with self._client.stream(method, url, **more) as answer:
-            for chunk in answer.iter_raw():
-                said += chunk
-                until = until or time.monotonic() + ANSWER_S
-                if len(said) > MAX_ANSWER or time.monotonic() > until:
-                    raise Again(f"{url}: an answer of more than {MAX_ANSWER} bytes or {ANSWER_S:.0f} s")
-        return answer, bytes(said)
-
 
 @dataclass(frozen=True)
 class AskedServers:
@@ -187,6 +167,30 @@ class AskedServers:
         for request in self._failed():  # fail now: the other requests may be retried for long
             request.get()
         return joined_scores([request.get() for request in self.requests])
+
+
+def _health(client: httpx.Client, url: str) -> "tuple[str, ...] | Exception":
+    """Return what the server says that it serves, () if nothing, or why it does not answer."""
+    try:
+        said = _answer(client, "GET", f"{url}/health", timeout=LOOK_S)[1]
+    except (httpx.TransportError, Again) as error:
+        return error
+    try:
+        return tuple(str(item) for item in json.loads(said)["served"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # a server of another make
+        return ()
+
+
+def _answer(client: httpx.Client, method: str, url: str, **more: Any) -> tuple[httpx.Response, bytes]:
+    """Return a server's answer and its body; Again if it is longer than any score's, or never ends."""
+    said, until = bytearray(), None
+    with client.stream(method, url, **more) as answer:
+        for chunk in answer.iter_raw():
+            said += chunk
+            until = until or time.monotonic() + ANSWER_S
+            if len(said) > MAX_ANSWER or time.monotonic() > until:
+                raise Again(f"{url}: an answer of more than {MAX_ANSWER} bytes or {ANSWER_S:.0f} s")
+    return answer, bytes(said)
 
 
 def _refuse_bad_address(url: str) -> None:

@@ -165,8 +165,7 @@ def adapted_model(config: Qwen2VLConfig, lora: dict, weights: Path, dtype: str, 
     model = RewardModel(config, head, getattr(torch, dtype), device)
     adapted = sorted({name.split(".lora_")[0].removeprefix("model.") for name in state if ".lora_" in name})
     scale = {"lora_alpha": lora["lora_alpha"], "use_rslora": lora.get("use_rslora", False)}
-    described = LoraConfig(r=lora["lora_r"], target_modules=adapted, **scale)
-    inject_adapter_in_model(described, model.trunk.language_model)
+    inject_adapter_in_model(LoraConfig(r=lora["lora_r"], target_modules=adapted, **scale), model.trunk.language_model)
     load_weights(model, state, weights)
     return model.eval().requires_grad_(False)
 

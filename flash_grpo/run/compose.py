@@ -25,10 +25,11 @@ def distinguishing_name(overrides: list[str], method: str, seed: int) -> str:
     distinguishing = sorted(item for item, key in keys.items() if is_in_name(key))
     name = "-".join([str(method), *distinguishing, f"seed{seed}"]).replace("/", ":")
     name = "".join(character for character in name if character.isprintable() and character != " ").lstrip(".")
-    whole = name.encode()
-    if len(whole) <= LONGEST_NAME:
-        return name
-    digest, beginning = hashlib.sha256(whole).hexdigest()[:8], whole[: LONGEST_NAME - 32].decode(errors="ignore")
+    return name if len(name.encode()) <= LONGEST_NAME else _cut(name.encode(), seed)
+
+
+def _cut(name: bytes, seed: int) -> str:
+    beginning, digest = name[: LONGEST_NAME - 32].decode(errors="ignore"), hashlib.sha256(name).hexdigest()[:8]
     return f"{beginning}…{digest}-seed{str(seed)[:10]}"
 
 

@@ -44,8 +44,7 @@ class RunDirectory:
         self.lock = lock(path) if ranks.is_main else None
         if ranks.is_main:
             (path / FAILURE).unlink(missing_ok=True)
-        earlier = ranks.from_main(read_manifest(path) if ranks.is_main else None)
-        if earlier:
+        if earlier := ranks.from_main(read_manifest(path) if ranks.is_main else None):
             described.starts, described.bill = earlier.starts, earlier.bill
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:

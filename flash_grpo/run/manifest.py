@@ -73,12 +73,11 @@ def refuse_another_config(directory: Path, there: dict[str, Any], wanted: dict[s
     """
     old, new = identity(there), identity(wanted)
     old_values, new_values = flat(there), flat(wanted)
-    differing = [
+    if differing := [
         f"{key}: {old_values.get(key, '(absent)')} there, {new_values.get(key, '(absent)')} asked for"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
-    if differing:
+    ]:
         raise ValueError(
             f"{directory} holds a run of another configuration ({'; '.join(differing)}): "
             "choose another study or run_name, or delete it"
@@ -166,9 +165,12 @@ def endless_restarts(starts: list[ProgramStart], progress: dict[str, int] | None
     idle = here.restart_count - 1 - max(got_further, default=-1)
     if idle < limit:
         return ""
-    if progress is None:
-        return f"started {idle} times without loading its checkpoint and model: giving up"
-    return f"started {idle} times without completing a micro-batch after iteration {progress['iteration']}: giving up"
+    goal = (
+        f"completing a micro-batch after iteration {progress['iteration']}"
+        if progress
+        else "loading its checkpoint and model"
+    )
+    return f"started {idle} times without {goal}: giving up"
 
 
 def _is_further(progress: dict[str, int], start: ProgramStart) -> bool:

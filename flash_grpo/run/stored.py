@@ -47,19 +47,24 @@ def policy_of(manifest: RunManifest, device: str, trust: bool = False) -> Policy
     return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 
+def _gain(first: dict[str, float | None], last: dict[str, float | None]) -> str:
+    """Return the mean gain over prompts with its interval, in words; a single prompt has no interval."""
+    gains = torch.tensor([_number(last[text]) - _number(first[text]) for text in first if text in last])
+    if len(gains) < 2:
+        return f"{float(gains.mean()):+.3f}, {len(gains)} prompt"
+    return f"{gains.mean():+.3f} ± {1.96 * gains.std() / len(gains) ** 0.5:.3f}, 95 %, paired over {len(gains)} prompts"
+
+
 def summary(directory: Path) -> str:
     """Summarize a finished run in a few lines: the gain with its interval, the cost, where the files are."""
     evaluations = [record for record in read_records(directory) if record["kind"] == "evaluation"]
     if not evaluations:
         return f"records           {directory / RECORDS}: they hold no evaluation"
     first, last = evaluations[0], evaluations[-1]
-    rewards = [record["prompt_rewards"] for record in (first, last)]
-    gains = [_number(rewards[1][text]) - _number(rewards[0][text]) for text in rewards[0] if text in rewards[1]]
-    gain, spread = torch.tensor(gains).mean(), torch.tensor(gains).std() / len(gains) ** 0.5
     cost = from_json(Cost, last["cost"])
     return (
         f"evaluation reward {_number(first['reward_mean']):.3f} -> {_number(last['reward_mean']):.3f} "
-        f"({gain:+.3f} ± {1.96 * spread:.3f}, 95 %, paired over {len(gains)} prompts)\n"
+        f"({_gain(first['prompt_rewards'], last['prompt_rewards'])})\n"
         f"cost              {cost.device_seconds:.1f} device-seconds, {cost.pflop:.4f} PFLOP, "
         f"{last['iteration']} iterations\n"
         f"records           {directory / RECORDS}\nsamples           {directory / 'samples'}"

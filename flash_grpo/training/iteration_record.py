@@ -1,6 +1,7 @@
 """Say of an iteration what its record holds, over all ranks. `records.schema.IterationRecord` has each field's formula."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -42,12 +43,8 @@ def iteration_record(
     ranks, meter = updater.ranks, updater.meter
     step_T = ranks.sum(torch.bincount(trained.step_N, minlength=len(updater.schedule)).double())
     over = Over(ranks=ranks, total=int(step_T.sum()))
-
-    def joint(name: str) -> torch.Tensor:
-        return torch.cat([torch.empty(0), *(getattr(term, name).float() for term in trained.terms)])
-
-    spread_P, ratio_N = reward_PG.std(1, correction=0), joint("ratio_N")
-    seconds = meter.settle()
+    joint = partial(_joint, trained)
+    spread_P, ratio_N, seconds = reward_PG.std(1, correction=0), joint("ratio_N"), meter.settle()
     return IterationRecord(
         iteration=batch.iteration,
         optimizer_steps=updater.optimizer_steps,
@@ -74,3 +71,8 @@ def iteration_record(
         gradient_norm=sum(trained.gradient_norms) / len(trained.gradient_norms),
         lr=updater.optimizer.param_groups[0]["lr"],
     )
+
+
+def _joint(trained: Trained, name: str) -> torch.Tensor:
+    """Return a term of the loss over all transitions [N]."""
+    return torch.cat([torch.empty(0), *(getattr(term, name).float() for term in trained.terms)])
