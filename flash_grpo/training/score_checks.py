@@ -48,11 +48,14 @@ class SpreadWatch:
         if extent == self.said or record.iteration - self.since + 1 < SEVERAL:
             return ""
         self.said = extent
-        rows = f"iterations {self.since}-{record.iteration}"
-        if not extent:
-            return f"{rows}: the rewards differ within every group again"
-        what = "every group" if extent == "all" else f"some groups ({share:.0%} of them)"
-        return (
-            f"{rows}: all rollouts have the same reward ({record.reward_mean:.4g} on average) in {what}; such groups train "
-            "nothing (groups_without_spread in records.jsonl)"
-        )
+        return f"iterations {self.since}-{record.iteration}: {_described(extent, record)}"
+
+
+def _described(extent: str, record: IterationRecord) -> str:
+    if not extent:
+        return "the rewards differ within every group again"
+    what = "every group" if extent == "all" else f"some groups ({record.groups_without_spread:.0%} of them)"
+    return (
+        f"all rollouts have the same reward ({record.reward_mean:.4g} on average) in {what}; such groups train nothing "
+        "(groups_without_spread in records.jsonl)"
+    )
