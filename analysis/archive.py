@@ -37,9 +37,8 @@ def pack(studies: list[Path], archive: Path) -> None:
     aside = archive.with_name(f".{archive.name}.{os.getpid()}")
     try:
         with tarfile.open(aside, "w:xz") as tar:
-            for name, files in kept.items():
-                for file in files:
-                    _add(tar, file, Path(name) / file.relative_to(named[name]))
+            for name, file in [(name, file) for name, files in kept.items() for file in files]:
+                _add(tar, file, Path(name) / file.relative_to(named[name]))
         os.replace(aside, archive)
     finally:
         aside.unlink(missing_ok=True)
