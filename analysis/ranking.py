@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import curves, pricing, sections, style, tables
+from analysis.captions import MEANS
 from analysis.pricing import COST, TRANSFORMER, Pricing
 from analysis.sections import Material, Section, Shown
 from analysis.statistics import Estimate, mean_estimate
@@ -95,7 +96,7 @@ def _first(by: Pricing, prices: Prices, measured: Study) -> Iterator[Shown]:
     title = f"Ranking at equal cost: estimated for {names}"
     ranks = ranking_table(rewards)
     yield Shown(name="ranking", title=title, caption=f"{changed(ranks)} {hours}", table=ranks)
-    caption = f"{sections.MEANS} {hours}"
+    caption = f"{MEANS} {hours}"
     yield Shown(name="ranking_rewards", title="The rewards behind the ranks", caption=caption, table=rewards)
     title, caption = "Cost of an iteration as a multiple of Flash-GRPO's", f"Means over seeds. {hours}"
     yield Shown(name="relative_cost", title=f"{title}: estimated", caption=caption, table=cost_table(counted))
