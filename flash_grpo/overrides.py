@@ -148,7 +148,11 @@ def _check_key(cfg: DictConfig, override: Override) -> None:
 
 def _check_kind(key: str, value: Any, default: Any) -> None:
     """Refuse a value of another kind than the default: section, bool or number; null and interpolations fit any key."""
-    if isinstance(default, DictConfig) and isinstance(value, list | str | int | float) and not str(value).startswith("${"):
+    if (
+        isinstance(default, DictConfig)
+        and isinstance(value, list | str | int | float)
+        and not str(value).startswith("${")
+    ):
         refuse(f"{key}={value}: must be a section of keys; leave it as it is, or set its keys")
     for kind, (allowed, expected) in KINDS.items():
         if isinstance(default, kind):

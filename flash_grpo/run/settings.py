@@ -21,6 +21,7 @@ class ConfigError(ValueError):
 
 _count, _from_zero = ranges.whole, partial(ranges.whole, at_least=0)
 _bound = partial(ranges.number, above=0, null=True)
+NOISES = ("linear", "flow", "cps")
 VALUES: dict[str, Callable[[str, Any], None]] = {
     "study": directory_name,
     "runs_root": ranges.text,
@@ -28,6 +29,7 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "seed": _from_zero,
     "detach": ranges.truth,
     "device": partial(ranges.one_of, allowed=("auto", "cpu", "cuda")),
+    "schedule.noise": partial(ranges.one_of, allowed=NOISES),  # learning rates are chosen by it
     "threads": partial(ranges.whole, at_most=1024),
     "rollout.last_candidate": _from_zero,
     "rollout.batch": _count,
@@ -67,9 +69,11 @@ def check(cfg: DictConfig) -> None:
     for key in PARTS:
         if not isinstance(_selected(cfg, f"{key}._target_"), str):
             raise ConfigError(f"{key}._target_: must name what makes this part, see flash_grpo/conf")
-    for line in (*_missing(cfg), *_dangling(cfg, ""), *_unknown(cfg)):
+    for line in _missing(cfg):
         raise ConfigError(line)
     check_values(cfg)
+    for line in (*_dangling(cfg, ""), *_unknown(cfg)):
+        raise ConfigError(line)
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -113,8 +117,8 @@ def _selected(cfg: DictConfig, key: str) -> Any:
         return OmegaConf.select(cfg, key)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{key}: must be given") from error
-    except OmegaConfBaseException as error:  # a part of the key is no section
-        raise ConfigError(f"{key}: {_first_line(error)}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_leads_nowhere(key, error)) from error
 
 
 def _dangling(node: Any, key: str) -> Iterator[str]:
@@ -127,11 +131,12 @@ def _dangling(node: Any, key: str) -> Iterator[str]:
         try:
             value = node[name]
         except OmegaConfBaseException as error:
-            yield f"{inner}: {_first_line(error)}; give it a value, as in {inner}=..."
+            yield _leads_nowhere(inner, error)
             continue
         if isinstance(value, DictConfig | ListConfig) and not value._is_none():
             yield from _dangling(value, inner)
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
+def _leads_nowhere(key: str, error: OmegaConfBaseException) -> str:
+    why = " ".join(str(error).partition("\n")[0].split())
+    return f"{key}: {why}; give it a value, as in {key}=..."

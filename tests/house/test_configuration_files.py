@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 
 from flash_grpo import cli
+from flash_grpo.algorithm.schedule import NOISE_LEVELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "flash_grpo/conf"
@@ -64,7 +65,7 @@ def test_an_ablation_has_a_name_of_its_own_and_a_learning_rate(group, option):
     cfg = _composed(f"{group}={option}")
     expected = {"none": "flash", "full_trajectory": "full", "sliding_window": "window"}.get(option, option)
     assert cfg.method.name == expected
-    assert cfg.method.name in cfg.optim.lr_of
+    assert all(cfg.method.name in cfg.optim.lr_of[noise] for noise in NOISE_LEVELS)
 
 
 @pytest.mark.parametrize("path", [path for path in GROUP_FILES if path.parent.name in ("ablations", "sweeps", "slurm")])
