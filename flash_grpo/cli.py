@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> None:
         directory = loop.run(cfg, cfg.run_name)
     except (RewardError, DriftError, DivergedError, OSError) as error:
         _log_traceback()
-        sys.exit(f"stopped: {error}")
+        sys.exit(f"stopped: {' '.join(str(error).split())}")
     except (stop.Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)
         sys.exit(130)

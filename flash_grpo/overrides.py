@@ -22,8 +22,8 @@ CHANGEABLE = ("prompts", "evaluation")  # groups whose option may be changed for
 
 
 def refuse(message: str) -> None:
-    """Print the message as one line and end the program with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print the message as one line, whatever values are quoted in it, and end the program with exit code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
