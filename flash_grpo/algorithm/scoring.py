@@ -116,7 +116,7 @@ def checked_scores(scores: object, text: Sequence[str], who: str) -> Scores:
     seconds = scores.device_seconds
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LARGEST:
         raise RewardError(f"{who}: device_seconds is {seconds!r:.100}; expected seconds, finite and not negative")
-    parts = {name: _checked(value, text, f"{who}: parts[{name!r}]") for name, value in scores.parts.items()}
+    parts = {name: _checked(value, text, f"{who}: parts[{name!r:.60}]") for name, value in scores.parts.items()}
     total_B = _checked(scores.total_B, text, f"{who}: total_B")
     return Scores(total_B=total_B, parts=parts, device_seconds=float(seconds), source=scores.source)
 
@@ -143,7 +143,9 @@ def _described(value: object) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nothing"
+    """List the names in one line of bounded length: a server may have sent them."""
+    line = " ".join(", ".join(names).split()) or "nothing"
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def name_of(reward: Reward) -> str:

@@ -101,6 +101,14 @@ def test_the_scorer_is_the_same_each_time():
         reward(VIDEO, TEXT)
 
 
+def test_names_from_elsewhere_make_one_line_of_bounded_length():
+    reward = CheckedReward(Returning(_of(GOOD), _of(GOOD, parts={"new\nline" * 500: GOOD})))
+    reward(VIDEO, TEXT)
+    with pytest.raises(RewardError, match="parts new line") as refusal:
+        reward(VIDEO, TEXT)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
+
+
 def test_a_function_and_a_partial_are_named_too():
     def mine(video, text, more=0):
         return None

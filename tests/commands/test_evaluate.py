@@ -2,21 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
 from conftest import SMALL
+from reward_servers import Server
 
 from flash_grpo.evaluate import main
 from flash_grpo.rewards.brightness import brightness
 from flash_grpo.run import loop
-from flash_grpo.serve import application
 
 CAPTIONS = ("a red ball moving left", "a blue square moving up", "a green ball moving down")
 REWARDS = ("--reward", "shapes", "--reward", "brightness")
@@ -99,16 +95,9 @@ def test_the_printed_table_has_a_line_for_each_part(finished, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def server():
     """The address of a server of brightness."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = application(brightness, "brightness", token=None, max_bytes=2**24)
-    served = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
-    threading.Thread(target=served.run, daemon=True).start()
-    while not served.started:
-        time.sleep(0.005)
-    yield f"http://127.0.0.1:{port}"
-    served.should_exit = True
+    server = Server(brightness, max_megabytes=4).start()
+    yield server.url
+    server.kill()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +157,10 @@ def test_the_manifest_holds_a_prompt_s_metadata(finished, tmp_path):
         (["seed"], "seed: expected key=value"),
         (["devcie=cpu"], "devcie=cpu: Key 'devcie' is not in struct"),
         (["evaluation.smapler.batch=4"], "evaluation.smapler.batch=4: Key 'smapler' is not in struct"),
-        (["evaluation.sampler.noises_per_prompt=0"], "evaluation.sampler.noises_per_prompt=0: must be at least 1"),
+        (
+            ["evaluation.sampler.noises_per_prompt=0"],
+            "evaluation.sampler.noises_per_prompt=0: must be an integer, at least 1",
+        ),
         (["--reward", "remote", "reward.url=x"], "reward has no key url; did you mean reward.urls?"),
         (
             [*REWARDS, "reward.urls=[x]"],

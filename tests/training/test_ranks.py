@@ -31,7 +31,7 @@ def two_ranks(tmp_path_factory):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # flash_grpo, and conftest
     command = [*launch, str(PROGRAM), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "ranks/run", [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
@@ -107,6 +107,6 @@ def test_rubbish_of_a_reward_on_one_rank_ends_all_of_them_with_the_same_reason(t
 def test_rollouts_that_do_not_fill_the_ranks_are_refused_before_any_work(two_ranks):
     directory, ranks = two_ranks
     for report in ranks:
-        assert "rollout.num_prompts=1 x rollout.group_size=3" in report["refusal"]
+        assert "rollout.layout.num_prompts=1 x rollout.layout.group_size=3" in report["refusal"]
         assert "do not fill 2 ranks evenly" in report["refusal"]
     assert not directory.with_name("refused").exists()
