@@ -1,5 +1,6 @@
 """Build a run's objects from its configuration. No other file instantiates what a configuration names."""
 
+import inspect
 import logging
 import math
 import pkgutil
@@ -9,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -33,6 +33,7 @@ from flash_grpo.training.trainer import Trainer
 from flash_grpo.training.update import Updater
 
 log = logging.getLogger(__name__)
+GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
 
 
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
@@ -40,6 +41,7 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     schedule = build(cfg.schedule, "schedule", FlowSchedule)
     method = build(cfg.method, "method", Method)
     _check_method(method, schedule)
+    check_arguments(cfg.model, "model")
     prompts = build(cfg.prompts, "prompts", Prompts)
     check_texts(cfg.reward, prompts)
     shares = {key: value for key, value in cfg.training.items() if key != "batch"}
@@ -80,6 +82,26 @@ def check_texts(node: Any, prompts: Prompts) -> None:
                 refuse((*prompts.train, *prompts.test))
             except ValueError as error:
                 raise ConfigError(f"prompts: the reward {node._target_} does not know them: {error}") from error
+
+
+def check_arguments(node: DictConfig, key: str) -> None:
+    """Raise ConfigError if the node has a key that its target does not take, or lacks one that it needs."""
+    names = {str(name) for name in node if not str(name).startswith("_")} | GIVEN_LATER
+    parameters = _signature(node._target_, key).parameters
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    unknown = sorted(names - GIVEN_LATER - parameters.keys())
+    missing = [name for name in required if name not in names and not node.get("_partial_")]
+    if unknown:
+        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]}: must be given")
+
+
+def _signature(target: str, key: str) -> inspect.Signature:
+    try:
+        return inspect.signature(located(target, key))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be called") from error
 
 
 def located(target: str, key: str) -> Any:
@@ -196,14 +218,14 @@ def build(node: DictConfig, key: str, kind: Any = object, **more: Any) -> Any:
         made = _plain(instantiate(node, **more))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from error
-    except InstantiationException as error:
+    except Exception as error:  # of the object, as the cause of an InstantiationException, or Hydra's about the node
         raise ConfigError(_why_not_made(error, key)) from error
     if not isinstance(made, kind):
         raise ConfigError(f"{key}._target_={node._target_}: makes {type(made).__name__}, not {kind.__name__}")
     return made
 
 
-def _why_not_made(error: InstantiationException, key: str) -> str:
+def _why_not_made(error: Exception, key: str) -> str:
     """Return, in one line with the key, what Hydra or the object itself says."""
     cause = error.__cause__
     why = " ".join(str(cause or error).partition(", set env")[0].split()) or type(cause).__name__

@@ -4,7 +4,6 @@ A model that has an architecture is built on torch's meta device. The files of m
 read. A model or reward that many runs of a sweep share is tried once.
 """
 
-import inspect
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from flash_grpo.run.progress import Budget
 from flash_grpo.run.settings import ConfigError, check
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluation import Evaluation
-
-GIVEN_LATER = {"device", "lora"}
 
 
 def rehearse(cfg: DictConfig, world_size: int) -> None:
@@ -59,7 +56,6 @@ def _rehearse_reward(text: str) -> None:
 @lru_cache
 def _rehearse_model(model: str, optim: str) -> None:
     node, optim_node = DictConfig(OmegaConf.create(model)), DictConfig(OmegaConf.create(optim))
-    _check_arguments(node, "model")
     if node.get("weights") != "random":
         build.checked(pipeline_folder, node.path, node.get("revision"))
     in_place = {"device": "meta", "weights": "random"} if node.get("architecture") else {"device": "cpu"}
@@ -79,28 +75,9 @@ def _look_over(node: Any, key: str) -> None:
             raise ConfigError(f"{key}.{name!s}: must be given")
         _look_over(node[name], f"{key}.{name!s}")
     if "_target_" in node:
-        _check_arguments(node, key)
+        build.check_arguments(node, key)
     for name in [str(name) for name in node if str(name).endswith("revision")]:
         path = name.removesuffix("revision").rstrip("_") or "path"
         build.checked(local_folder, node[path], node[name], f"{key}.{path}")
     if "instruction" in node:
         build.checked(get_object(node._target_).instruction_of, node.instruction)
-
-
-def _check_arguments(node: DictConfig, key: str) -> None:
-    names = {str(name) for name in node if not str(name).startswith("_")} | GIVEN_LATER
-    parameters = _signature(node._target_, key).parameters
-    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    unknown = sorted(names - GIVEN_LATER - parameters.keys())
-    missing = [name for name in required if name not in names and not node.get("_partial_")]
-    if unknown:
-        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
-    if missing:
-        raise ConfigError(f"{key}.{missing[0]}: must be given")
-
-
-def _signature(target: str, key: str) -> inspect.Signature:
-    try:
-        return inspect.signature(build.located(target, key))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be called") from error
