@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(keep_vbench(args.vbench, args.output or Path(args.run)), indent=1))
             return
         cfg, states, output = _chosen(args)
-        check_values(cfg)
+        check_values(cfg, unused=("run_name",))
         evaluate(cfg, states, output, ranks := Ranks(device(cfg)))
     except (RewardError, DivergedError) as error:
         sys.exit(f"stopped: {error}")

@@ -25,7 +25,6 @@ NOISES = ("linear", "flow", "cps")
 VALUES: dict[str, Callable[[str, Any], None]] = {
     "study": directory_name,
     "runs_root": ranges.text,
-    "run_name": directory_name,
     "seed": _from_zero,
     "detach": ranges.truth,
     "device": partial(ranges.one_of, allowed=("auto", "cpu", "cuda")),
@@ -44,6 +43,7 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "checkpoint.keep": _count,
     "checkpoint.max_idle_starts": _count,
     "evaluation.every": partial(ranges.number, above=0, at_most=1),
+    "run_name": directory_name,
 }
 """The plain values that a run reads, by key. `optim.max_gradient_norm=null` is no clipping."""
 
@@ -71,16 +71,17 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}._target_: must name what makes this part, see flash_grpo/conf")
     for line in _missing(cfg):
         raise ConfigError(line)
-    check_values(cfg)
+    check_values(cfg, unused=("run_name",))  # which is made of the others
     for line in (*_dangling(cfg, ""), *_unknown(cfg)):
         raise ConfigError(line)
+    check_values(cfg)
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Raise ConfigError for a plain value out of its range, among those that are there."""
+def check_values(cfg: DictConfig, unused: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError for a plain value out of its range, among those that are there. unused: keys that are not read."""
     for key, fits in VALUES.items():
         section, _, name = key.rpartition(".")
-        if name in _section(cfg, section):
+        if key not in unused and name in _section(cfg, section):
             value = _selected(cfg, key)
             try:
                 fits(key, value)

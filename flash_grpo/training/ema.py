@@ -18,7 +18,7 @@ class EMA:
     def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float, every: int, phase: int = 0):
         ranges.number("optim.ema.decay", decay, at_least=0, at_most=1)
         ranges.whole("optim.ema.every", every)
-        ranges.whole("optim.ema.phase", phase, at_least=0, at_most=every - 1)
+        ranges.whole("optim.ema.phase", phase, at_least=0)
         self.parameters, self.decay, self.every, self.phase = parameters, decay, every, phase
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 

@@ -30,6 +30,8 @@ STRANGE = [
 ]
 names = st.sampled_from(STRANGE) | st.text(st.characters(), max_size=300) | st.text(r"\{}$^_~&%#|`<>[]*", max_size=20)
 
+readable = names.filter(lambda name: "\ud800" not in name)  # half a surrogate pair: the file is refused as damaged
+
 
 def _strange_study(folder: Path, method: str, other: str, part: str, text: str) -> Path:
     """A study of three runs whose run.json and records hold these names wherever a name may stand."""
@@ -65,9 +67,9 @@ def _no_raw_latex(text: str) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(method=names, other=names, part=names, text=names)
+@given(method=readable, other=readable, part=readable, text=readable)
 @example(method=r"$\frac$", other="x" * 5000, part=r"\input{x}", text="x" * 5000)
-@example(method="_hidden", other="", part="\ud800", text="\ud800\x1b[31m\0")
+@example(method="_hidden", other="", part="\x00", text="\x1b[31m\x00")
 @example(method=r"\input{/etc/passwd}", other=r"1.0 [\input{x}]", part="", text="<script>alert(1)</script>")
 def test_a_report_on_any_names_is_written_soon(method, other, part, text, tmp_path_factory):
     study = _strange_study(tmp_path_factory.mktemp("study") / "$s_1 <b>", method, other, part, text)
@@ -80,12 +82,15 @@ def test_a_report_on_any_names_is_written_soon(method, other, part, text, tmp_pa
 
 
 def test_two_strange_names_are_never_averaged_as_one(tmp_path):
-    pairs = ("a\nb", "a b", "x" * 5000 + "1", "x" * 5000 + "2", "", " ", "\ud800", "\ud801", "a  b", "a\x00b")
+    pairs = ("a\nb", "a b", "x" * 5000 + "1", "x" * 5000 + "2", "", " ", "a  b", "a\x00b")
     for index, name in enumerate(pairs):
         run_dir = write_run(tmp_path / f"run{index}", method="flash", iterations=2, every=2)
         manifest = json.loads((run_dir / "run.json").read_text())
         (run_dir / "run.json").write_text(json.dumps({**manifest, "method": name}))
+    write_run(tmp_path / "half", method="flash", iterations=2, every=2)
+    (tmp_path / "half/run.json").write_text(json.dumps({**manifest, "method": "\ud800"}))
     study = load_study(tmp_path)
+    assert [note for note in study.notes if "half" in note and "is not text" in note]
     assert study.runs["arm"].nunique() == len(pairs)
     assert all(len(arm) <= 120 and arm.isprintable() for arm in study.runs["arm"])
 

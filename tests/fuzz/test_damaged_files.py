@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import last_recorded, read_manifest, read_newest_first, read_records, write_manifest
 from flash_grpo.records.submissions import SubmittedRun
 from flash_grpo.run import checkpoint, loop, stop
-from flash_grpo.run.saving import Saver
+from flash_grpo.run.saving import newest_usable
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
 
@@ -220,10 +219,7 @@ def test_an_archive_with_one_bit_flipped_anywhere_is_never_read_as_another(archi
 
 def _found(folder: Path):
     """What a run that starts in this folder would go on from, and what it would not."""
-    saver = Saver(
-        directory=SimpleNamespace(path=folder), trainer=SimpleNamespace(ranks=Ranks("cpu")), keep=2, evaluation_batch=1
-    )
-    return saver._newest_usable()
+    return newest_usable(folder, Ranks("cpu"))
 
 
 def _same(one, other) -> bool:
