@@ -1,11 +1,16 @@
 """The rule by which learning rates are chosen, on rewards made by hand."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
+import yaml
 from test_study import write_run
 
 from analysis.rates import chosen, finals, main, table
 from analysis.study import load_study
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_largest_mean_is_taken_where_the_others_are_clearly_worse():
@@ -44,3 +49,14 @@ def test_the_table_reads_rates_and_final_rewards_from_a_study(tmp_path, capsys):
     assert (row["Method"], row["n"], row["0.0002"], row["Rate"], row["Missing"]) == ("flash", 2, "2.100", "0.0002", "")
     main([str(tmp_path / "lr")])
     assert "2.100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "archive", sorted((ROOT / "analysis/fixtures/rates").glob("*.tar.xz")), ids=lambda path: path.name
+)
+def test_the_tiny_world_s_rates_are_those_that_the_rule_takes_from_the_committed_sweep(archive):
+    configured = yaml.safe_load((ROOT / "flash_grpo/conf/optim/tiny.yaml").read_text())["lr_of"]
+    for row in table(load_study(archive)).to_dict("records"):
+        assert row["n"] == 4
+        assert row["Missing"] == ""
+        assert configured[row["SDE noise"]][row["Method"]] == float(row["Rate"])
