@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flash_grpo.cluster.slurm import Answer, JobStart
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, PROGRESS, read_manifest, read_newest_first, write_atomically
-from flash_grpo.records.schema import Bill, BilledStart
+from flash_grpo.records.schema import Bill, BilledStart, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
 
@@ -18,7 +19,7 @@ def bill_of(run_dir: Path, jobs: list[SubmittedRun], answer: Answer) -> Bill | N
     jobs: the run's lines of jobs.jsonl. Starts that are in the bill in run.json and no longer in the accounting are kept,
     because sites delete old accounting entries.
     """
-    manifest = read_manifest(run_dir)
+    manifest = readable_manifest(run_dir)[0]
     earlier = manifest.bill.starts if manifest and manifest.bill else []
     now = [_billed(start, run.ranks) for run in jobs for start in answer.starts.get(run.job_id, []) if start.start]
     starts = {(start.job, start.start): start for start in [*earlier, *now]}
@@ -32,6 +33,14 @@ def bill_of(run_dir: Path, jobs: list[SubmittedRun], answer: Answer) -> Bill | N
         useful_device_seconds=useful,
         lost_device_seconds=total - useful,
     )
+
+
+def readable_manifest(run_dir: Path) -> tuple[RunManifest | None, str]:
+    """Return the run's manifest, None if there is none or it is damaged, and what is wrong with it, '' for nothing."""
+    try:
+        return read_manifest(run_dir), ""
+    except DamagedFileError as damaged:
+        return None, str(damaged)
 
 
 def write_bills(study: Path, answer: Answer) -> list[str]:
@@ -63,7 +72,10 @@ def _useful_seconds(run_dir: Path) -> float:
 
     Work that was done twice counts once. Reward servers do not count: they are jobs of their own.
     """
-    last = next((record for record in read_newest_first(run_dir) if record["kind"] in PROGRESS), None)
+    try:
+        last = next((record for record in read_newest_first(run_dir) if record["kind"] in PROGRESS), None)
+    except DamagedFileError:
+        last = None
     if last is None:
         return 0.0
     return last["cost"]["device_seconds"] + last["evaluation_seconds"] - (last["cost"].get("server_seconds") or 0.0)
@@ -71,7 +83,7 @@ def _useful_seconds(run_dir: Path) -> float:
 
 def _write(run_dir: Path, bill: Bill | None, jobs: list[str]) -> None:
     """Write the bill unless the run has gone on outside `jobs`: it may be alive there and write run.json itself."""
-    manifest = read_manifest(run_dir)
+    manifest = readable_manifest(run_dir)[0]
     if bill is None or manifest is None or manifest.bill == bill:
         return
     last = manifest.starts[-1] if manifest.starts else None

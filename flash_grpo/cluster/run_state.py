@@ -9,12 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flash_grpo.cluster.bill import bill_of
+from flash_grpo.cluster.bill import bill_of, readable_manifest
 from flash_grpo.cluster.last_words import LOST_A_RANK, last_words
 from flash_grpo.cluster.logs import log_files, log_texts
 from flash_grpo.cluster.reasons import ENDS, local_time, why_it_waits
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
-from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_manifest, read_newest_first
+from flash_grpo.records.checked import DamagedFileError
+from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_newest_first
 from flash_grpo.records.schema import TIME, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, array_of, read_submitted
 
@@ -72,21 +73,26 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
     """Return the state of one run.
 
     jobs: the run's lines of jobs.jsonl, oldest first. answer: must be older than this call. A run writes run.json before it
-    leaves the queue, so the run.json of a job that `answer` does not list is then final.
+    leaves the queue, so the run.json of a job that `answer` does not list is then final. A file of the run that is damaged is
+    named in `why`; the state is then Slurm's word alone.
     """
-    manifest, newest = read_manifest(run_dir), jobs[-1] if jobs else None
+    (manifest, damage), newest = readable_manifest(run_dir), jobs[-1] if jobs else None
     state, why = _decide(manifest, newest, answer)
+    try:
+        last = _last_records(run_dir)
+    except DamagedFileError as damaged:
+        last, damage = {}, damage or str(damaged)
     bill = bill_of(run_dir, jobs, answer) if answer else manifest.bill if manifest else None
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
     return RunState(
         run=run_dir.name,
         job=newest,
         state=state,
-        why=why,
+        why=damage or why,
         billed_seconds=bill.device_seconds if bill else None,
         useful_seconds=bill.useful_device_seconds if bill else 0.0,
         restarts=max(0, starts - 1),
-        **_last_records(run_dir),
+        **last,
     )
 
 

@@ -24,8 +24,10 @@ def say(place, status):
     from flash_grpo.records.files import write_manifest
     from flash_grpo.records.schema import RunManifest
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "slurm": {key: os.environ[key] for key in IDS if key in os.environ}}
-    fields = dict.fromkeys(RunManifest.__dataclass_fields__) | {"run_name": place.name, "status": status, "reason": ""}
-    write_manifest(place, RunManifest(**fields | {"starts": [start]}))
+    names = {"run_name": place.name, "study": place.parent.name, "method": "toy", "model": "toy"}
+    names |= {"config_hash": "", "schedule_hash": ""}
+    rest = {"seed": 0, "config": {}, "schedule": {}, "git": None, "packages": {}, "hardware": {}, "world_size": 1}
+    write_manifest(place, RunManifest(**names, **rest, format=2, status=status, starts=[start]))
 
 @hydra.main(config_path=".", config_name="config", version_base="1.3")
 def main(cfg):
