@@ -28,6 +28,7 @@ class Server:
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive(), f"no server on port {self.port}"
             time.sleep(0.005)
         return self
 

@@ -102,7 +102,7 @@ class RemoteReward:
             retry=tenacity.retry_if_exception_type((httpx.TransportError, Again)),
             wait=patience,
             stop=lambda _: self._waiting.is_over(request),
-            before_sleep=lambda state: self._waiting.say(request, state.outcome.exception()),
+            before_sleep=lambda state: self._waiting.say(request, state.outcome.exception(), state.upcoming_sleep),
             reraise=True,
         )
         try:

@@ -69,11 +69,11 @@ class Waiting:
     def is_over(self, request: Request) -> bool:
         return time.monotonic() > self.bound(request)[0]
 
-    def say(self, request: Request, error: BaseException) -> None:
-        """Say who is waited for, and until when, if the request has waited a while and it was not said lately."""
+    def say(self, request: Request, error: BaseException, pause: float) -> None:
+        """Say who is waited for, and until when, if it was not said lately and the wait is long with the coming pause."""
         now = time.monotonic()
         with self._lock:
-            if now - request.begun < SAID_AFTER_S or now < self._next_line:
+            if now + pause - request.begun < SAID_AFTER_S or now < self._next_line:
                 return
             self._next_line = now + SAID_AGAIN_S
         until, setting = self.bound(request)

@@ -343,7 +343,7 @@ def test_a_run_that_waits_for_a_dead_server_leaves_when_asked_and_keeps_its_roll
     train(*overrides, "budget.iterations=1")
     server.kill()
 
-    def asked_to_stop(self, request, error):
+    def asked_to_stop(self, request, error, pause):
         if not said:
             said.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGTERM)
