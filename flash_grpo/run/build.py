@@ -42,6 +42,7 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     method = build(cfg.method, "method", Method)
     _check_method(method, schedule)
     check_arguments(cfg.model, "model")
+    check_arguments(cfg.rollout.solve, "rollout.solve")
     prompts = build(cfg.prompts, "prompts", Prompts)
     check_texts(cfg.reward, prompts)
     shares = {key: value for key, value in cfg.training.items() if key != "batch"}
@@ -90,6 +91,8 @@ def check_arguments(node: DictConfig, key: str) -> None:
     parameters = _signature(node._target_, key).parameters
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     unknown = sorted(names - GIVEN_LATER - parameters.keys())
+    if node.get("_partial_"):  # what has no default is given in each call
+        unknown += sorted(names & set(required))
     missing = [name for name in required if name not in names and not node.get("_partial_")]
     if unknown:
         raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")

@@ -21,7 +21,7 @@ from flash_grpo import cli
 from flash_grpo.overrides import composed_outside
 from flash_grpo.run.progress import Budget
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 VALUES = (
     "null", "true", "no", "0", "1", "2", "-1", "7", "0.5", "1.5", "-0.1", "1e-30", "1e300", "nan", "inf", "-inf", "''", "word",
     "[]", "[1,a]", "{}", "{a:1}", "${nowhere}", "${seed}", "${oc.env:HOME}", "???", "..", "/etc", "a/b", "~", "x=y", "\u00fc",
