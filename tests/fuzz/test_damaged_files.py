@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def run_dir(config, tmp_path_factory) -> Path:
     return Path(cfg.runs_root, "default/small")
 
 
-class Files(dict[str, bytes]):
-    """The bytes of files by name, which no failure prints."""
+class Files(dict[str, Any]):
+    """The content of files by name, which no failure prints."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} files>"
@@ -236,7 +237,7 @@ def _same(one, other) -> bool:
 def originals(run_dir, content) -> dict[str, tuple]:
     """What each checkpoint holds, by its name."""
     assert [path.name for path in checkpoint.complete(run_dir)] == ["000001", "000002", "000002+001"]
-    found = {}
+    found = Files()
     for name in ("000001", "000002", "000002+001"):
         state = checkpoint.load(run_dir, name)
         inside = "checkpoints/000002+001/rank000.pt" if "+" in name else ""
