@@ -244,21 +244,21 @@ def test_the_way_out_of_a_damaged_run_json_continues_the_run(config, run_dir, wh
     assert [untimed(record) for record in read_records(run_dir)] == [untimed(record) for record in read_records(whole)]
 
 
-def test_commands_end_with_exit_code_2_and_one_line(run_dir, small):
+def _called(*program: str) -> subprocess.CompletedProcess:
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, *program], capture_output=True, text=True, cwd=root, check=False)
+
+
+def test_commands_end_with_exit_code_2_and_one_line_and_the_table_goes_on(run_dir, small):
     """The command lines themselves: training, exporting, and the table of a study."""
     _change(run_dir / "run.json", lambda data: data[:99])
-    for program in (
-        ["train.py", *small, *SHORT, f"runs_root={run_dir.parents[1]}"],
-        ["-m", "flash_grpo.export", str(run_dir)],
-        ["-m", "flash_grpo.jobs", str(run_dir.parent)],
-    ):
-        done = subprocess.run(
-            [sys.executable, *program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
-        )
+    named = f"{run_dir / 'run.json'}: is not JSON"
+    train = ["train.py", *small, *SHORT, f"runs_root={run_dir.parents[1]}"]
+    for done in (_called(*train), _called("-m", "flash_grpo.export", str(run_dir))):
         assert done.returncode == 2, done.stderr
-        assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(
-            f"error: {run_dir / 'run.json'}: is not JSON"
-        )
+        assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {named}")
+    table = _called("-m", "flash_grpo.jobs", str(run_dir.parent))
+    assert table.returncode == 0 and named in " ".join(table.stdout.split()), table.stderr
 
 
 # -- records.jsonl -------------------------------------------------------------------------------------------------
