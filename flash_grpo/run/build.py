@@ -231,7 +231,9 @@ def build(node: DictConfig, key: str, kind: Any = object, **more: Any) -> Any:
 def _why_not_made(error: Exception, key: str) -> str:
     """Return, in one line with the key, what Hydra or the object itself says."""
     cause = error.__cause__
-    why = " ".join(str(cause or error).partition(", set env")[0].split()) or type(cause).__name__
+    why = " ".join(str(cause or error).partition(", set env")[0].split())
+    if not isinstance(cause, ValueError | OSError | TypeError | ImportError | None) or not why:
+        why = f"{type(cause).__name__}: {why}"  # not written for readers: a KeyError's text is a key alone
     if isinstance(cause, ValueError | OSError) and "=" in why.partition(":")[0]:  # names its key itself
         return why.replace("schedule.", "evaluation.sampler.schedule.", 1) if key == "evaluation.sampler" else why
     return why if isinstance(cause, ValueError | OSError) else f"{key}: {why}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.batches import Prompts
@@ -80,4 +79,4 @@ def _look_over(node: Any, key: str) -> None:
         path = name.removesuffix("revision").rstrip("_") or "path"
         build.checked(local_folder, node[path], node[name], f"{key}.{path}")
     if "instruction" in node:
-        build.checked(get_object(node._target_).instruction_of, node.instruction)
+        build.checked(build.located(node._target_, key).instruction_of, node.instruction)

@@ -32,11 +32,6 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "threads": partial(ranges.whole, at_most=1024),
     "rollout.last_candidate": _from_zero,
     "rollout.batch": _count,
-    "rollout.layout.num_prompts": _count,
-    "rollout.layout.group_size": _count,
-    "training.epochs": _count,
-    "training.optimizer_steps": _count,
-    "training.shares": ranges.text,
     "training.batch": _count,
     "optim.max_gradient_norm": _bound,
     "checkpoint.every": _count,
@@ -46,6 +41,11 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "run_name": directory_name,
 }
 """The plain values that a run reads, by key. `optim.max_gradient_norm=null` is no clipping."""
+
+CHECKED_BY_LAYOUT = (
+    "rollout.layout.num_prompts", "rollout.layout.group_size",
+    "training.epochs", "training.optimizer_steps", "training.shares",
+)  # fmt: skip
 
 PARTS = (
     "model", "prompts", "reward", "schedule", "rollout.solve", "budget", "optim.optimizer",
@@ -91,7 +91,7 @@ def check_values(cfg: DictConfig, unused: tuple[str, ...] = ()) -> None:
 
 def _unknown(cfg: DictConfig) -> Iterator[str]:
     """Yield a line for each key that no program reads: it would be set for nothing."""
-    known = {*VALUES, *PARTS, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
+    known = {*VALUES, *CHECKED_BY_LAYOUT, *PARTS, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
     for section in ("", *SECTIONS):
         here = {key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section}
         for name in sorted({str(name) for name in _section(cfg, section)} - here - {"hydra"}):
@@ -100,7 +100,7 @@ def _unknown(cfg: DictConfig) -> Iterator[str]:
 
 
 def _missing(cfg: DictConfig) -> Iterator[str]:
-    for key in VALUES:
+    for key in (*VALUES, *CHECKED_BY_LAYOUT):
         section, _, name = key.rpartition(".")
         if name not in _section(cfg, section):
             yield f"{key}: is missing; do not delete it, give it a value"

@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import re
 import tarfile
 import time
 import tracemalloc
@@ -90,13 +91,14 @@ def test_only_plain_files_are_unpacked(kind, tmp_path, capsys):
 )
 def test_nothing_is_written_outside_or_beside_a_study(name, tmp_path, capsys):
     path = _tar(tmp_path / "s.tar.xz", (name, 3))
-    _refused(path, capsys)
+    assert re.search("holds no study|outside the destination", _refused(path, capsys))
+    assert list(Path(archive._FOLDERS[-1].name).rglob("*")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", lzma.compress(b""), lzma.compress(b"x" * 5000)])
 def test_a_damaged_archive_is_refused(content, tmp_path, capsys):
     (tmp_path / "s.tar.xz").write_bytes(content)
-    _refused(tmp_path / "s.tar.xz", capsys)
+    assert re.search("is damaged, or not an archive|holds no study", _refused(tmp_path / "s.tar.xz", capsys))
 
 
 def test_a_truncated_archive_is_refused_at_any_length(tmp_path):
