@@ -85,7 +85,9 @@ def _first_of(override: Override) -> str:
     """Return the override as the first run of a sweep has it."""
     if not override.is_sweep_override():
         return override.input_line
-    return f"{override.input_line.split('=')[0]}={next(override.sweep_string_iterator())}"
+    if (first := next(override.sweep_string_iterator(), None)) is None:
+        refuse(f"{override.input_line}: it holds no value")
+    return f"{override.input_line.split('=')[0]}={first}"
 
 
 def _check_sweeps(options: list[str], overrides: list[Override]) -> None:
@@ -102,6 +104,8 @@ def _check_sweeps(options: list[str], overrides: list[Override]) -> None:
 
 
 def _parsed(argument: str) -> Override:
+    if not argument.lstrip("+~").partition("=")[0]:
+        refuse(f"{argument}: expected key=value or group=option")
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:

@@ -79,7 +79,9 @@ def denoise(
         now = _stepped(now, v, keys, schedule, sde_mask_BT[:, step], solve)
         after_step(now)
     if not now.x_SCFHW.isfinite().all():
-        raise DivergedError("the policy has diverged: latents are not finite; lower optim.optimizer.lr")
+        raise DivergedError(
+            "the policy has diverged: latents are not finite; lower optim.optimizer.lr, model.guidance or schedule.noise_level"
+        )
     return Denoised(
         latent_BCFHW=now.x_SCFHW[now.state_B],
         transitions=joined(now.kept, now.x_SCFHW),

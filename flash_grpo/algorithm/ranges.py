@@ -50,6 +50,14 @@ def one_of(key: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{key}={shown(value)}: allowed are {', '.join(shown(option) for option in allowed)}")
 
 
+def some_of(key: str, value: Any, allowed: Sequence[Any] | None = None) -> None:
+    """Refuse what is not a list, with at least one element; allowed: all that may be in it, None for any text."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ValueError(f"{key}={shown(value)}: must be a list that is not empty, as in {key}=[a,b]")
+    for item in value:
+        text(key, item) if allowed is None else one_of(key, item, allowed)
+
+
 def truth(key: str, value: Any) -> None:
     """Refuse what is neither True nor False."""
     one_of(key, value, (True, False))

@@ -31,7 +31,7 @@ def add_lora(
     from N(0, 1/rank²) by key, so that ranks and devices agree, and sets B to 0; True is peft's own A, and B = 0. seed: of A.
     ValueError for values out of range and for a target that names no layer.
     """
-    ranges.whole("optim.lora.rank", rank)
+    ranges.whole("optim.lora.rank", rank, at_most=4096)
     ranges.number("optim.lora.alpha", alpha, above=0)
     ranges.one_of("optim.lora.init", init, INITS)
     ranges.whole("optim.lora.seed", seed, at_least=0)

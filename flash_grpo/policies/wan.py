@@ -65,6 +65,7 @@ class WanPolicy:
         slicing: bool = False,
         shard: bool = False,
     ):
+        ranges.text("model.path", path)
         _refuse(weights, shard, lora, guidance, negative_prompt, (frames, height, width, max_text_tokens))
         self.device, self.guidance, self.negative_prompt = torch.device(device), guidance, negative_prompt
         self.evaluations_per_velocity = 1 if guidance == 1 else 2
@@ -144,7 +145,7 @@ def _refuse(
 ) -> None:
     """Raise ValueError for values that do not fit together, before anything is loaded."""
     ranges.one_of("model.weights", weights, WEIGHTS)
-    ranges.number("model.guidance", guidance, at_least=1)
+    ranges.number("model.guidance", guidance, at_least=1, at_most=100)
     ranges.text("model.negative_prompt", negative_prompt, empty=True)
     for name, size in zip(("frames", "height", "width", "max_text_tokens"), sizes, strict=True):
         ranges.whole(f"model.{name}", size)

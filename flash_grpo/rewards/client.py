@@ -48,8 +48,7 @@ class RemoteReward:
         give_up_after: float = 1800.0,
         max_wait: float = 7200.0,
     ):
-        if not urls:
-            raise ValueError("reward.urls=[]: at least one server is needed")
+        ranges.some_of("reward.urls", urls)
         ranges.whole("reward.batch", batch)
         ranges.number("reward.timeout", timeout, above=0)
         for url in urls:

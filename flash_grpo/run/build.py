@@ -1,9 +1,7 @@
 """Build a run's objects from its configuration. No other file instantiates what a configuration names."""
 
-import inspect
 import logging
 import math
-import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,12 +16,12 @@ from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
-from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.settings import ConfigError
+from flash_grpo.run.targets import check_arguments, check_method, check_solver, check_texts, names_a_key
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -33,86 +31,21 @@ from flash_grpo.training.trainer import Trainer
 from flash_grpo.training.update import Updater
 
 log = logging.getLogger(__name__)
-GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
 
 
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
     """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
     schedule = build(cfg.schedule, "schedule", FlowSchedule)
     method = build(cfg.method, "method", Method)
-    _check_method(method, schedule)
+    check_method(method, schedule)
     check_arguments(cfg.model, "model")
     check_arguments(cfg.rollout.solve, "rollout.solve")
+    check_solver(build(cfg.rollout.solve, "rollout.solve", Callable), schedule)
     prompts = build(cfg.prompts, "prompts", Prompts)
     check_texts(cfg.reward, prompts)
     shares = {key: value for key, value in cfg.training.items() if key != "batch"}
     layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
     return schedule, method, prompts, layout
-
-
-def _check_method(method: Method, schedule: FlowSchedule) -> None:
-    """Raise ConfigError unless the method's parts do on this schedule what the trainer asks of them."""
-    if not hasattr(method.plan, "candidates"):
-        raise ConfigError(
-            f"method.plan: {type(method.plan).__name__} has no candidates(num_steps), see algorithm/plans.py"
-        )
-    candidate_T = checked(method.plan.candidates, len(schedule))
-    if not candidate_T.any():
-        raise ConfigError("method.plan: no step may be stochastic, so nothing would be trained")
-    checked(check_stochastic, schedule, candidate_T)
-    weight_T = checked(method.weigh, schedule)
-    usable = (
-        weight_T.shape == (len(schedule),)
-        and weight_T[candidate_T].isfinite().all()
-        and (weight_T[candidate_T] > 0).all()
-    )
-    if not usable:
-        raise ConfigError("method.weigh: must return a positive, finite weight for each step that may be stochastic")
-    checked(method.advantage, torch.tensor([[0.0, 1.0]]))
-
-
-def check_texts(node: Any, prompts: Prompts) -> None:
-    """Raise ConfigError if a reward, or one inside it, knows texts of its own only and the prompts are others."""
-    if isinstance(node, DictConfig):
-        for name in node:
-            if not OmegaConf.is_missing(node, name):
-                check_texts(node[name], prompts)
-        refuse = getattr(located(node._target_, "reward"), "check_texts", None) if "_target_" in node else None
-        if refuse:
-            try:
-                refuse((*prompts.train, *prompts.test))
-            except ValueError as error:
-                raise ConfigError(f"prompts: the reward {node._target_} does not know them: {error}") from error
-
-
-def check_arguments(node: DictConfig, key: str) -> None:
-    """Raise ConfigError if the node has a key that its target does not take, or lacks one that it needs."""
-    names = {str(name) for name in node if not str(name).startswith("_")} | GIVEN_LATER
-    parameters = _signature(node._target_, key).parameters
-    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    unknown = sorted(names - GIVEN_LATER - parameters.keys())
-    if node.get("_partial_"):  # what has no default is given in each call
-        unknown += sorted(names & set(required))
-    missing = [name for name in required if name not in names and not node.get("_partial_")]
-    if unknown:
-        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
-    if missing:
-        raise ConfigError(f"{key}.{missing[0]}: must be given")
-
-
-def _signature(target: str, key: str) -> inspect.Signature:
-    try:
-        return inspect.signature(located(target, key))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be called") from error
-
-
-def located(target: str, key: str) -> Any:
-    """Return the object that a `_target_` names; ConfigError if there is none."""
-    try:
-        return pkgutil.resolve_name(target)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}._target_={target}: there is no object of this name") from error
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
@@ -234,9 +167,9 @@ def _why_not_made(error: Exception, key: str) -> str:
     why = " ".join(str(cause or error).partition(", set env")[0].split())
     if not isinstance(cause, ValueError | OSError | TypeError | ImportError | None) or not why:
         why = f"{type(cause).__name__}: {why}"  # not written for readers: a KeyError's text is a key alone
-    if isinstance(cause, ValueError | OSError) and "=" in why.partition(":")[0]:  # names its key itself
-        return why.replace("schedule.", "evaluation.sampler.schedule.", 1) if key == "evaluation.sampler" else why
-    return why if isinstance(cause, ValueError | OSError) else f"{key}: {why}"
+    if not names_a_key(why):
+        return f"{key}: {why}"
+    return why.replace("schedule.", "evaluation.sampler.schedule.", 1) if key == "evaluation.sampler" else why
 
 
 def _plain(made: Any) -> Any:

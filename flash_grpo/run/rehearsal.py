@@ -18,6 +18,7 @@ from flash_grpo.records.files import read_manifest
 from flash_grpo.run import build, manifest
 from flash_grpo.run.progress import Budget
 from flash_grpo.run.settings import ConfigError, check
+from flash_grpo.run.targets import check_arguments, located
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluation import Evaluation
 
@@ -74,9 +75,9 @@ def _look_over(node: Any, key: str) -> None:
             raise ConfigError(f"{key}.{name!s}: must be given")
         _look_over(node[name], f"{key}.{name!s}")
     if "_target_" in node:
-        build.check_arguments(node, key)
+        check_arguments(node, key)
     for name in [str(name) for name in node if str(name).endswith("revision")]:
         path = name.removesuffix("revision").rstrip("_") or "path"
         build.checked(local_folder, node[path], node[name], f"{key}.{path}")
     if "instruction" in node:
-        build.checked(build.located(node._target_, key).instruction_of, node.instruction)
+        build.checked(located(node._target_, key).instruction_of, node.instruction)

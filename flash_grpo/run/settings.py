@@ -39,6 +39,13 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "checkpoint.max_idle_starts": _count,
     "evaluation.every": partial(ranges.number, above=0, at_most=1),
     "run_name": directory_name,
+    "server.port": partial(ranges.whole, at_least=0, at_most=65535),
+    "bench.batch": _count,
+    "bench.repeats": _count,
+    "measure.quantities": partial(ranges.some_of, allowed=("gradient_norm", "variance_share", "alignment")),
+    "measure.noises": partial(ranges.some_of, allowed=NOISES),
+    "measure.ablations": ranges.some_of,
+    "measure.exact_noises": _count,
 }
 """The plain values that a run reads, by key. `optim.max_gradient_norm=null` is no clipping."""
 

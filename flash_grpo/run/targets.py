@@ -1,0 +1,105 @@
+"""Check what a configuration names before a model is loaded: that targets exist, and that parts do what they are asked."""
+
+import inspect
+import pkgutil
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from flash_grpo.algorithm.batches import Prompts
+from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.schedule import check_stochastic
+from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.run.settings import ConfigError
+
+GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
+KEYS = ("schedule", "method", "model", "prompts", "reward", "rollout", "training", "optim", "budget", "evaluation")
+
+
+def check_method(method: Method, schedule: FlowSchedule) -> None:
+    """Raise ConfigError unless the method's parts do on this schedule what the trainer asks of them."""
+    if not hasattr(method.plan, "candidates"):
+        raise ConfigError(
+            f"method.plan: {type(method.plan).__name__} has no candidates(num_steps), see algorithm/plans.py"
+        )
+    candidate_T = _answered("method.plan", method.plan.candidates, len(schedule))
+    if not candidate_T.any():
+        raise ConfigError("method.plan: no step may be stochastic, so nothing would be trained")
+    _answered("schedule", check_stochastic, schedule, candidate_T)
+    weight_T = _answered("method.weigh", method.weigh, schedule)
+    usable = (
+        isinstance(weight_T, torch.Tensor)
+        and weight_T.shape == (len(schedule),)
+        and weight_T[candidate_T].isfinite().all()
+        and (weight_T[candidate_T] > 0).all()
+    )
+    if not usable:
+        raise ConfigError("method.weigh: must return a positive, finite weight for each step that may be stochastic")
+    _answered("method.advantage", method.advantage, torch.tensor([[0.0, 1.0]]))
+
+
+def check_solver(solve: Any, schedule: FlowSchedule) -> None:
+    """Raise ConfigError unless the solver takes a step on this schedule."""
+    x_SCFHW = torch.zeros(1, 1, 1, 1, 1)
+    x_next = _answered("rollout.solve", solve, x_SCFHW, x_SCFHW, None, schedule, 0)
+    if not isinstance(x_next, torch.Tensor) or x_next.shape != x_SCFHW.shape:
+        raise ConfigError("rollout.solve: must return the next latents, of the same shape; see algorithm/solvers.py")
+
+
+def _answered(key: str, function: Any, *args: Any) -> Any:
+    """Call a function that the configuration names; ConfigError, naming the key, if it does not take such arguments."""
+    try:
+        return function(*args)
+    except Exception as error:  # whatever a function of a user's raises
+        why = " ".join(str(error).split())
+        raise ConfigError(why if names_a_key(why) else f"{key}: {why}") from error
+
+
+def check_texts(node: Any, prompts: Prompts) -> None:
+    """Raise ConfigError if a reward, or one inside it, knows texts of its own only and the prompts are others."""
+    if isinstance(node, DictConfig):
+        for name in node:
+            if not OmegaConf.is_missing(node, name):
+                check_texts(node[name], prompts)
+        refuse = getattr(located(node._target_, "reward"), "check_texts", None) if "_target_" in node else None
+        if refuse:
+            try:
+                refuse((*prompts.train, *prompts.test))
+            except ValueError as error:
+                raise ConfigError(f"prompts: the reward {node._target_} does not know them: {error}") from error
+
+
+def check_arguments(node: DictConfig, key: str) -> None:
+    """Raise ConfigError if the node has a key that its target does not take, or lacks one that it needs."""
+    names = {str(name) for name in node if not str(name).startswith("_")} | GIVEN_LATER
+    parameters = _signature(node._target_, key).parameters
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    unknown = sorted(names - GIVEN_LATER - parameters.keys())
+    if node.get("_partial_"):  # what has no default is given in each call
+        unknown += sorted(names & set(required))
+    missing = [name for name in required if name not in names and not node.get("_partial_")]
+    if unknown:
+        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]}: must be given")
+
+
+def _signature(target: str, key: str) -> inspect.Signature:
+    try:
+        return inspect.signature(located(target, key))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be called") from error
+
+
+def located(target: str, key: str) -> Any:
+    """Return the object that a `_target_` names; ConfigError if there is none."""
+    try:
+        return pkgutil.resolve_name(target)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}._target_={target}: there is no object of this name") from error
+
+
+def names_a_key(message: str) -> bool:
+    """Return True if a message of ours begins with the key that it is about."""
+    return message.startswith(KEYS)
