@@ -19,7 +19,8 @@ from flash_grpo.run import checkpoint, loop
 
 pytestmark = MARKS
 RATES = {"failing": 1e30, "preempted": 1e-4, "limited": 1.1e-4, "node_down": 1.2e-4, "killed": 1.3e-4}
-LONG = ("budget.iterations=200", "evaluation.every=0.5", "checkpoint.every=7", "method.plan.last_step=3")
+# longer than Slurm may take to notice a time limit, also where nothing else runs
+LONG = ("budget.iterations=350", "evaluation.every=0.5", "checkpoint.every=7", "method.plan.last_step=3")
 WAIT_S = 120
 
 
@@ -190,7 +191,8 @@ def test_a_failure_on_one_rank_ends_the_group_within_seconds_and_is_reported(sub
     shutil.copy(ROOT / "train.py", tree)
     (tree / "one_rank.py").write_text(ONE_RANK.format(does=DOES[what]))
     shape = "hydra.launcher={nodes:2,cpus_per_task:1}"
-    study = submit("seed=9", "budget.iterations=1000", shape, "method.plan._target_=one_rank.OnRankOne", tree=tree)
+    own = ("method.plan._target_=one_rank.OnRankOne", "method.name=own", "optim.optimizer.lr=1e-4")
+    study = submit("seed=9", "budget.iterations=1000", shape, *own, tree=tree)
     study.until_iteration("seed9", 1)
     began = time.monotonic()
     study.until("seed9", "failed")
@@ -233,7 +235,14 @@ def test_editing_the_tree_changes_nothing_that_is_queued(submit, cluster, tmp_pa
         file.write("edited before\n")
     (tree / "mine.py").write_text(MINE)
     (tree / "helper.py").touch()
-    own = ("method=full", "method.plan._target_=mine.EarlySteps", "~method.plan.skip_last", "+method.plan.count=3")
+    own = (
+        "method=full",
+        "method.name=own",
+        "optim.optimizer.lr=1e-4",
+        "method.plan._target_=mine.EarlySteps",
+        "~method.plan.skip_last",
+        "+method.plan.count=3",
+    )
     held = "+hydra.launcher.additional_parameters.hold=true"
     cache = "+model.embedding_cache=${oc.env:CACHE}"
     monkeypatch.setitem(cluster, "CACHE", str(tmp_path / "text"))
