@@ -13,6 +13,7 @@ import torch
 from flash_grpo.algorithm.batches import Layout
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
+from flash_grpo.algorithm.paths import WHOLE_GRID, Path, routes
 from flash_grpo.algorithm.types import PromptBatch, UnitFlops
 
 
@@ -61,6 +62,7 @@ def counted(
     iteration: int,
     rollout_batch: int,
     kept: Callable[[PromptBatch], torch.Tensor] | None = None,
+    path: Path = WHOLE_GRID,
 ) -> Counts:
     """Return the counts of one iteration, drawn as the run draws it.
 
@@ -70,22 +72,29 @@ def counted(
     velocities = states = videos = 0
     for rank in range(layout.world_size):
         whole = layout.batch(iteration, [""] * layout.num_prompts, rank)
-        for batch in whole.split(rollout_batch):
-            mask_BT = method.plan(batch, num_steps, seed)
+        for route in routes(whole, method.plan(whole, num_steps, seed), path, rollout_batch):
+            batch = route.batch
             keys = noise_keys(batch, seed, method.initial_noise)
             keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
-            of_part = distinct_states(keys, mask_BT, keep_B, batch.optimizer_step_B)
+            of_part = distinct_states(keys, route.sde_mask_BT, keep_B, batch.optimizer_step_B)
             velocities, videos = velocities + of_part[0], videos + len(batch)
             states += layout.epochs * of_part[1]
     return Counts(rollout_velocities=velocities, trained_states=states, videos=videos)
 
 
 def expected(
-    method: Method, layout: Layout, num_steps: int, seed: int, rollout_batch: int, iterations: int = 64
+    method: Method,
+    layout: Layout,
+    num_steps: int,
+    seed: int,
+    rollout_batch: int,
+    iterations: int = 64,
+    path: Path = WHOLE_GRID,
 ) -> tuple[Counts, Counts]:
     """Return the mean and the standard deviation of an iteration's counts over `iterations` draws of the plan."""
     draws = [
-        counted(method, layout, num_steps, seed, iteration, rollout_batch) for iteration in range(1, 1 + iterations)
+        counted(method, layout, num_steps, seed, iteration, rollout_batch, path=path)
+        for iteration in range(1, 1 + iterations)
     ]
 
     def over(statistic: Callable[[Iterable[float]], float]) -> Counts:

@@ -12,7 +12,7 @@ import torch
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.noise import Key, NoiseKeys
 from flash_grpo.algorithm.protocols import Policy
-from flash_grpo.algorithm.sde import log_prob, sde_mean
+from flash_grpo.algorithm.sde import log_prob, ode_step, sde_mean
 from flash_grpo.algorithm.solvers import History, euler
 from flash_grpo.algorithm.types import FlowSchedule, Transitions
 
@@ -69,7 +69,7 @@ def denoise(
 
     sde_mask_BT: which steps are stochastic. at_once: states in one call of the policy; None is all. before_velocity: may
     raise to give up. after_step: is given the state of things, from which `resumed` goes on. DivergedError where the latents
-    are not finite.
+    are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
     """
     now = resumed or _begun(policy, condition_BMD, keys)
     for step in range(now.step, len(schedule)):
@@ -78,6 +78,7 @@ def denoise(
         v = _velocities(policy, now.x_SCFHW, condition_SMD, schedule.timestep_T[step], at_once, before_velocity)
         now = _stepped(now, v, keys, schedule, sde_mask_BT[:, step], solve)
         after_step(now)
+    now = _ended(now, schedule)
     if not now.x_SCFHW.isfinite().all():
         raise DivergedError(
             "the policy has diverged: latents are not finite; lower optim.optimizer.lr, model.guidance or schedule.noise_level"
@@ -95,6 +96,13 @@ def _begun(policy: Policy, condition_BMD: torch.Tensor, keys: NoiseKeys) -> Deno
     x = torch.stack([keyed.normal(policy.latent_shape, *key) for key in state_of]).to(condition_BMD.device)
     state_B = torch.tensor([state_of[key] for key in keys.initial_B])
     return Denoising(step=0, x_SCFHW=x, state_B=state_B, history=None, kept=(), velocities=0)
+
+
+def _ended(now: Denoising, schedule: FlowSchedule) -> Denoising:
+    """Go from where the schedule ends to sigma = 0 along the velocities that are there."""
+    if not (left := schedule.sigma_S[-1]) or not now.history:
+        return now
+    return replace(now, x_SCFHW=ode_step(now.x_SCFHW, now.history.v_SCFHW, -left))
 
 
 def _velocities(

@@ -71,5 +71,6 @@ MEANINGS: dict[str, dict[str, Any]] = {
     "no_iso_temporal": _ONE_STEP | {"shared_by": "rollout"},
     "naive_one_step": _ONE_STEP | {"shared_by": "rollout", "weighs_equally": True},
     "shared_noise": _ONE_STEP | {"initial_noise": "shared"},
+    "short_branches": _ONE_STEP | {"initial_noise": "shared"},
 }
 """What the names in conf/method and ablations/ stand for. Other settings of a method may vary under its name."""

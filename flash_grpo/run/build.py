@@ -15,13 +15,15 @@ from omegaconf.errors import MissingMandatoryValue
 from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.paths import Path
 from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.settings import ConfigError
-from flash_grpo.run.targets import check_arguments, check_method, check_solver, check_texts, names_a_key
+from flash_grpo.run.targets import check_arguments, check_method, check_path, check_solver, check_texts, names_a_key
+from flash_grpo.training.anneal import Anneal
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -45,6 +47,7 @@ def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Pro
     check_texts(cfg.reward, prompts)
     shares = {key: value for key, value in cfg.training.items() if key != "batch"}
     layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
+    check_path(build(cfg.rollout.path, "rollout.path", Path), method, layout, len(schedule))
     return schedule, method, prompts, layout
 
 
@@ -78,6 +81,7 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         at_once=cfg.rollout.batch,
         meter=meter,
         journal=journal,
+        path=build(cfg.rollout.path, "rollout.path", Path),
     )
     updater = Updater(
         policy=policy,
@@ -91,6 +95,7 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         journal=journal,
         max_gradient_norm=math.inf if cfg.optim.max_gradient_norm is None else cfg.optim.max_gradient_norm,
         at_once=cfg.training.batch,
+        anneal=build(cfg.optim.anneal, "optim.anneal", Anneal),
     )
     return Trainer(
         prompts=prompts,

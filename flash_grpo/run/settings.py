@@ -55,7 +55,7 @@ CHECKED_BY_LAYOUT = (
 )  # fmt: skip
 
 PARTS = (
-    "model", "prompts", "reward", "schedule", "rollout.solve", "budget", "optim.optimizer",
+    "model", "prompts", "reward", "schedule", "rollout.solve", "rollout.path", "budget", "optim.optimizer", "optim.anneal",
     "method", "method.plan", "method.weigh", "method.advantage", "evaluation.sampler", "evaluation.sampler.schedule",
 )  # fmt: skip
 """What is made by a `_target_`, which decides about the keys beside it."""

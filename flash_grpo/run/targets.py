@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flash_grpo.algorithm.batches import Prompts
+from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
+from flash_grpo.algorithm.paths import Path
 from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.run.settings import ConfigError
@@ -37,6 +38,14 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
     if not usable:
         raise ConfigError("method.weigh: must return a positive, finite weight for each step that may be stochastic")
     _answered("method.advantage", method.advantage, torch.tensor([[0.0, 1.0]]))
+
+
+def check_path(path: Path, method: Method, layout: Layout, num_steps: int) -> None:
+    """Raise ConfigError for a path around the one stochastic step of rollouts that have several."""
+    mask_BT = _answered(
+        "method.plan", method.plan, layout.batch(1, [""] * layout.num_prompts, 0), num_steps, layout.seed
+    )
+    _answered("rollout.path", path.check, bool((mask_BT.sum(1) == 1).all()))
 
 
 def check_solver(solve: Any, schedule: FlowSchedule) -> None:

@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from flash_grpo.algorithm.denoise import Denoising, Solver, denoise, joined
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
+from flash_grpo.algorithm.paths import WHOLE_GRID, Path, Route, on_places, routes
 from flash_grpo.algorithm.protocols import Asked, Policy
 from flash_grpo.algorithm.scoring import CheckedReward, ask, joined_scores
 from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores
@@ -22,6 +24,7 @@ class RolloutMaker:
     """Makes the rollouts that a method plans, and asks for their scores.
 
     at_once: videos in one call of the policy, of the decoder and of the reward; bounds memory and does not change results.
+    path: where on the grid the policy is evaluated.
     """
 
     policy: Policy
@@ -33,10 +36,11 @@ class RolloutMaker:
     at_once: int
     meter: Meter
     journal: Journal
+    path: Path = WHOLE_GRID
 
     def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
         """Return the batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
-        parts, asked = batch.split(self.at_once), dict[int, Asked]()
+        parts, asked = self._routes(batch), dict[int, Asked]()
         with self.meter.phase("rollout"):
             self.policy.prefetch(batch.text)
         with self.journal.section(self._keep_up):
@@ -46,7 +50,7 @@ class RolloutMaker:
                     rollouts = self.journal.resumable(f"rollouts/{index}", make)
                 with self.meter.phase("reward"):
                     if f"scores/{index}" not in self.journal.done:
-                        asked[index] = ask(self.reward, rollouts.video_BFHWC, part.text)
+                        asked[index] = ask(self.reward, rollouts.video_BFHWC, part.batch.text)
                     self.journal.poll(lambda: self._collect(asked))
             with self.meter.phase("reward"):
                 self.journal.wait(lambda: self._collect(asked))
@@ -67,37 +71,45 @@ class RolloutMaker:
 
     def all(self, batch: PromptBatch) -> Rollouts:
         """Return the batch's rollouts with their videos; nothing is noted in the journal."""
-        return joined_rollouts(batch, [self.by_keys(part, *self._planned(part)) for part in batch.split(self.at_once)])
+        return joined_rollouts(batch, [self._on(route) for route in self._routes(batch)])
 
-    def make(self, batch: PromptBatch, name: str, charge: Callable[[], None]) -> Rollouts:
-        """Return the rollouts of a part of the batch; its denoising is noted as `name`/denoising after each step."""
+    def make(self, route: Route, name: str, charge: Callable[[], None]) -> Rollouts:
+        """Return the rollouts of a route; its denoising is noted as `name`/denoising after each step."""
 
         def after_step(now: Denoising) -> None:
             self.journal.note(f"{name}/denoising", now)
             charge()
 
         resumed = self.journal.done.get(f"{name}/denoising")
-        return self.by_keys(batch, *self._planned(batch), after_step=after_step, resumed=resumed)
+        return self._on(route, after_step=after_step, resumed=resumed)
 
-    def _planned(self, batch: PromptBatch) -> tuple[torch.Tensor, NoiseKeys]:
-        mask_BT = self.method.plan(batch, len(self.schedule), self.seed)
-        return mask_BT, noise_keys(batch, self.seed, self.method.initial_noise)
+    def _routes(self, batch: PromptBatch) -> list[Route]:
+        return routes(batch, self.method.plan(batch, len(self.schedule), self.seed), self.path, self.at_once)
+
+    def _on(self, route: Route, **options: Any) -> Rollouts:
+        """Return the route's rollouts, their transitions told by the grid's own steps."""
+        keys = noise_keys(route.batch, self.seed, self.method.initial_noise)
+        schedule = on_places(self.schedule, route.place_S)
+        made = self.by_keys(route.batch, route.sde_mask_BT, keys, schedule, **options)
+        step_N = route.grid_step(made.transitions.step_N)
+        return replace(made, transitions=replace(made.transitions, step_N=step_N))
 
     def by_keys(
         self,
         batch: PromptBatch,
         mask_BT: torch.Tensor,
         keys: NoiseKeys,
+        schedule: FlowSchedule | None = None,
         after_step: Callable[[Denoising], None] = lambda now: None,
         resumed: Denoising | None = None,
     ) -> Rollouts:
-        """Return the batch's rollouts by the given mask and noise."""
+        """Return the batch's rollouts by the given mask and noise. schedule: that of the mask; None is the run's own."""
         condition_BMD = self.policy.encode(batch.text)
         made = denoise(
             self.policy,
             condition_BMD,
             keys,
-            self.schedule,
+            schedule or self.schedule,
             mask_BT,
             solve=self.solve,
             at_once=self.at_once,

@@ -1,7 +1,7 @@
 """Train on an iteration's transitions: replay them, weigh them, step the optimizer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
@@ -15,6 +15,7 @@ from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.types import FlowSchedule, LossTerms, Rollouts, Trained, Transitions, joined_trained
 from flash_grpo.algorithm.weighting import rescaled_to_mean_one
 from flash_grpo.records.schema import IterationRecord
+from flash_grpo.training.anneal import Anneal
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -40,7 +41,11 @@ class Updater:
     journal: Journal
     max_gradient_norm: float
     at_once: int
+    anneal: Anneal = field(default_factory=Anneal)
     optimizer_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def update(self, rollouts: Rollouts, advantage_PG: torch.Tensor) -> Trained:
         """Make the optimizer steps of every epoch, each on its share. Zero advantages are dropped (release)."""
@@ -140,11 +145,18 @@ class Updater:
                 mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.ranks.sum(mine)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm, error_if_nonfinite=True)
+        self._set_rates()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
         self.ema.update(self.optimizer_steps)
         return float(norm)
+
+    def _set_rates(self) -> None:
+        """Set the learning rates by what the run had spent when the iteration began."""
+        factor = self.anneal.factor(self.meter.cost.pflop)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
 
 def weights(weight_T: torch.Tensor, rescale: bool, step_N: torch.Tensor, total: int, ranks: Ranks) -> torch.Tensor:

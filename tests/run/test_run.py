@@ -122,7 +122,16 @@ SMALL_PIECES = ("rollout.batch=3", "training.batch=1", "evaluation.sampler.batch
 MANY_PIECES = (*SMALL_PIECES, "training.optimizer_steps=2", "method.kl_weight=0.01")
 
 
-@pytest.mark.parametrize("chosen", [(), MANY_PIECES], ids=["few", "many"])
+BRANCHES = (
+    "ablations=short_branches",
+    "method.plan.first_step=1",
+    "rollout.path={lead:1,follow:1}",
+    "optim.anneal.over_pflop=1e-5",
+    "budget.pflop=null",
+)
+
+
+@pytest.mark.parametrize("chosen", [(), MANY_PIECES, BRANCHES], ids=["few", "many", "branches"])
 def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically(config, tmp_path, monkeypatch, chosen):
     """Rollouts, gradients and evaluations of micro-batches: each is done once, in a start of its own."""
     overrides = (*chosen, "budget.iterations=2")
@@ -135,7 +144,7 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
             break
         names.append(checkpoint.complete(directory)[-1].name)
     _assert_identical(directory, whole)
-    assert len([name for name in names if name.startswith("000001+")]) >= (8 if chosen else 1)
+    assert len([name for name in names if name.startswith("000001+")]) >= (8 if chosen == MANY_PIECES else 1)
     assert [path.name for path in checkpoint.complete(directory)][-1] == "000002"
     assert not list((directory / "checkpoints").glob("*+*"))
 
