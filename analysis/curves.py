@@ -61,6 +61,12 @@ class Curve:
     cost: np.ndarray
     value: np.ndarray
 
+    def held_to(self, cost: float) -> "Curve":
+        """Return the curve with its last value kept up to a cost beyond its end."""
+        if not len(self.cost) or not cost > self.cost[-1]:
+            return self
+        return Curve(self.seed, np.append(self.cost, cost), np.append(self.value, self.value[-1]))
+
 
 def seed_curves(frame: pd.DataFrame, cost: str, column: str = "reward_mean", smooth: int = 1) -> list[Curve]:
     """Return a curve for each run of `frame`. smooth: the width of a centred mean, in records."""
@@ -81,8 +87,13 @@ def on_common_grid(curves: list[Curve], points: int = 81) -> tuple[np.ndarray, n
 
 
 def equal_budget(study: Study, cost: str = "device_seconds") -> float:
-    """Return the largest cost at or beyond which every finished run has an evaluation; NaN if there is no finished run."""
+    """Return the largest cost at or beyond which every finished run has an evaluation; NaN if there is no finished run.
+
+    Runs that were given less than the others do not lower it, see `run_summaries`.
+    """
     evaluations = study.finished(study.evaluations)
+    whole = evaluations["run"].isin(study.runs.loc[~study.runs["short"].astype(bool), "run"])
+    evaluations = evaluations[whole] if whole.any() else evaluations
     evaluations = evaluations[np.isfinite(evaluations["reward_mean"])]
     last = cost_values(evaluations, cost).groupby(evaluations["run"]).max()
     return float(last.min()) if len(last) else np.nan
@@ -92,22 +103,25 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     """Return one row per finished run. Rewards are evaluation rewards (EMA weights, ODE, fixed noise); costs are cumulative.
 
     base, final, best: reward at iteration 0, at the last and at the best evaluation. gain: final - base. at_budget: reward
-    at `budget` (default: `equal_budget` of all runs). area: mean height of the curve up to the budget. seconds.*: median
-    wall seconds of an iteration by phase, because a run that was paused or shared its cores has outliers. spent: the run's
-    last cost in units of `cost`.
+    at `budget` (default: `equal_budget` of all runs); a run that was given a share of the budget alone keeps its last one.
+    area: mean height of the curve up to the budget. seconds.*: median wall seconds of an iteration by phase, because a run
+    that was paused or shared its cores has outliers. spent: the run's last cost in units of `cost`.
     """
     budget = equal_budget(study, cost) if budget is None else budget
-    runs = study.runs.loc[study.runs["finished"], ["run", "method", "arm", "noise", "seed", "lr", "tuned", "on_cpu"]]
+    columns = ["run", "method", "arm", "noise", "seed", "short", "lr", "tuned", "on_cpu"]
+    runs = study.runs.loc[study.runs["finished"], columns]
     evaluations = dict(list(study.finished(study.evaluations).groupby("run", sort=False)))
-    rewards = pd.DataFrame([_rewards(evaluations[run], cost, budget) for run in runs["run"]], columns=REWARDS)
+    ended = zip(runs["run"], runs["short"], strict=True)
+    rewards = pd.DataFrame([_rewards(evaluations[run], cost, budget, short) for run, short in ended], columns=REWARDS)
     seconds = [name for name in study.iterations.columns if name.startswith("seconds.")]
     per_run = study.iterations.groupby("run", sort=False)
     medians = per_run[seconds].median().assign(iterations=per_run["iteration"].max()).reindex(runs["run"])
     return pd.concat([part.reset_index(drop=True) for part in (runs, rewards, medians)], axis=1).assign(budget=budget)
 
 
-def _rewards(evaluations: pd.DataFrame, cost: str, budget: float) -> dict[str, float]:
+def _rewards(evaluations: pd.DataFrame, cost: str, budget: float, short: bool) -> dict[str, float]:
     [curve] = seed_curves(evaluations, cost) or [Curve(None, np.array([np.nan]), np.array([np.nan]))]
+    held = curve.held_to(budget) if short else curve
     at_start = evaluations.loc[evaluations["iteration"] == 0, "reward_mean"]
     base = float(at_start.iloc[0]) if len(at_start) else np.nan
     return {
@@ -115,8 +129,8 @@ def _rewards(evaluations: pd.DataFrame, cost: str, budget: float) -> dict[str, f
         "final": curve.value[-1],
         "best": curve.value.max(),
         "gain": curve.value[-1] - base,
-        "at_budget": statistics.value_at(curve.cost, curve.value, budget),
-        "area": statistics.area_under_curve(curve.cost, curve.value, budget),
+        "at_budget": statistics.value_at(held.cost, held.value, budget),
+        "area": statistics.area_under_curve(held.cost, held.value, budget),
         "spent": curve.cost[-1],
         "device_seconds": evaluations["cost.device_seconds"].max(),
     }
@@ -126,9 +140,10 @@ def prompt_rewards_at(study: Study, arm: str, cost: str, budget: float) -> pd.Da
     """Return the rewards at a budget, linear between evaluations: a row per finished seed of the arm, a column per prompt."""
     evaluations = study.finished(study.evaluations)
     rows = {}
-    for _, run in evaluations[evaluations["arm"] == arm].groupby("run", sort=False):
+    short = set(study.runs.loc[study.runs["short"].astype(bool), "run"])
+    for name, run in evaluations[evaluations["arm"] == arm].groupby("run", sort=False):
         usable = run[run["prompt_rewards"].map(lambda value: isinstance(value, dict) and len(value) > 0)]
-        if len(usable) and cost_values(usable, cost).max() >= budget:
+        if len(usable) and (name in short or cost_values(usable, cost).max() >= budget):
             rows[usable["seed"].iloc[0]] = _between_evaluations(usable, cost_values(usable, cost).to_numpy(), budget)
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index()
 

@@ -79,6 +79,7 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
         "tuned": is_tuned(config, manifest["method"], noise),
         "model": plain.name(manifest.get("model") or "unknown"),
         "seed": manifest["seed"],
+        "short": _is_short(config),
         "status": plain.name(_status(manifest)),
         "reason": plain.words(manifest.get("reason") or ""),
         "device": plain.name(str(hardware.get("device", "unknown"))),
@@ -87,6 +88,13 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "git": manifest.get("git") or {},
     }
+
+
+def _is_short(config: Any) -> bool:
+    """Return True if the run was given a share of its study's budget only."""
+    budget = config.get("budget") if isinstance(config, dict) else None
+    share = budget.get("share", 1.0) if isinstance(budget, dict) else 1.0
+    return isinstance(share, int | float) and share < 1
 
 
 def _status(manifest: dict[str, Any]) -> str:

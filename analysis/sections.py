@@ -6,8 +6,19 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import ablation, curves, figures, mechanism, paper, stability, style, tables, verdicts
-from analysis.captions import ABLATION, HOLM, LAMBDA, MEANS, MECHANISM, REPEATS, STABILITY, TO_TARGET, VERDICTS
+from analysis import ablation, curves, figures, frontier, mechanism, paper, stability, style, tables, verdicts
+from analysis.captions import (
+    ABLATION,
+    FRONTIER,
+    HOLM,
+    LAMBDA,
+    MEANS,
+    MECHANISM,
+    REPEATS,
+    STABILITY,
+    TO_TARGET,
+    VERDICTS,
+)
 from analysis.drawing import drawn, drawn_pair
 from analysis.study import Study
 
@@ -75,6 +86,7 @@ def all_sections(given: Material) -> list[Section]:
     makers = {
         "What this study can and cannot show": (claims, ""),
         "Reward against cost": (rewards, "Bands: pointwise 95 % interval of the mean over seeds, at equal cost."),
+        "How much sooner": (sooner, FRONTIER),
         "Ablation": (ablations, ABLATION),
         "Cost": (costs, ""),
         "Stability": (steadiness, STABILITY),
@@ -125,6 +137,13 @@ def _training(study: Study, cost: str, suffix: str, words: str) -> Shown:
         caption=f"{caption}Smoothed over {figures.smoothing_width(study.iterations)} iterations.",
         figure=drawn(lambda ax: figures.training_curves(ax, study, cost)),
     )
+
+
+def sooner(given: Material) -> Iterator[Shown]:
+    table = frontier.frontier_table(given.study, given.summaries, given.cost)
+    if len(table):
+        title = "Cost to the reward that Flash-GRPO ends with"
+        yield Shown(name="frontier", title=title, caption=MEANS, table=table)
 
 
 def ablations(given: Material) -> Iterator[Shown]:

@@ -24,6 +24,7 @@ RUN_COLUMNS = (
     "tuned",
     "model",
     "seed",
+    "short",
     "status",
     "reason",
     "finished",
@@ -43,7 +44,9 @@ class Study:
     """The runs of a study. runs: a row per run. iterations, evaluations: a row per record, with its method, arm, noise, seed.
 
     An arm is what is averaged over seeds: a method, or a method with its unusual settings (see `analysis.arms`).
-    runs.finished: True if the run's last evaluation is compared. Completed runs are; while none has completed, all are.
+    runs.short: True if the run was given a share of the budget only (`budget.share`); its last reward is what the rest would
+    have left. runs.finished: True if the run's last evaluation is compared. Completed runs are; while none has completed,
+    all are.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Define the style of the figures: one colour, marker and line per method, the same in every figure.
 
-The seven colours are at least 7 apart in CIE lightness, so that they differ in greyscale, and at least 25 apart in Lab as
+The colours are at least 7 apart in CIE lightness, so that they differ in greyscale, and at least 25 apart in Lab as
 seen with normal, protanopic, deuteranopic and tritanopic vision (a test measures both). Methods also differ in marker and
 line.
 """
@@ -48,6 +48,7 @@ METHODS = {
     "no_iso_temporal": Look("+ gradient rectification (TGR only)", "TGR only", "#49c482", "v", (0, (3, 1, 1, 1, 1, 1))),
     "flash": Look("Flash-GRPO (ITG + TGR)", "Flash", "#b8060f", "D", "-"),
     "shared_noise": Look("Flash-GRPO + shared initial noise", "Flash, shared noise", "#fab945", "P", (0, (6, 1.5))),
+    "short_branches": Look("Short branches from one path", "Short branches", "#09029c", "*", "-"),
 }
 FALLBACK_COLORS = ("#7a4b2a", "#00798c", "#d1499b", "#6b705c", "#3d5a80", "#e07a5f")
 FALLBACK_MARKERS = ("<", ">", "h", "p", "d", "8", "*")

@@ -12,12 +12,14 @@ from flash_grpo.records.schema import Cost, IterationRecord
 class Budget:
     """The bounds of a run, which stops at the first bound that it reaches.
 
-    None is no bound; at least one must be set. `records.schema.Cost` says which work counts.
+    None is no bound; at least one must be set. `records.schema.Cost` says which work counts. share: how much of the bounds
+    the run takes: a method that needs less than those that it is compared with has a share below 1.
     """
 
     iterations: int | None
     device_hours: float | None
     pflop: float | None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.iterations is None and self.device_hours is None and self.pflop is None:
@@ -25,12 +27,13 @@ class Budget:
         ranges.whole("budget.iterations", self.iterations, null=True)
         ranges.number("budget.device_hours", self.device_hours, above=0, null=True)
         ranges.number("budget.pflop", self.pflop, above=0, null=True)
+        ranges.number("budget.share", self.share, above=0, at_most=1)
 
     def spent(self, iteration: int, cost: Cost) -> float:
         """Return the share of the budget that is used up; the run ends at 1."""
         used = (iteration, cost.device_seconds / 3600, cost.pflop)
         bounds = (self.iterations, self.device_hours, self.pflop)
-        return max(amount / bound for amount, bound in zip(used, bounds, strict=True) if bound is not None)
+        return max(amount / (self.share * bound) for amount, bound in zip(used, bounds, strict=True) if bound is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from flash_grpo.training.anneal import Anneal
 @pytest.mark.parametrize(("pflop", "factor"), [(0, 1), (0.5, 0.55), (1, 0.1), (3, 0.1)])
 def test_the_rate_falls_linearly_and_stays(pflop, factor):
     assert Anneal(to=0.1, over_pflop=1.0).factor(pflop) == pytest.approx(factor)
+    assert Anneal(to=0.1, over_pflop=4.0, share=0.25).factor(pflop) == pytest.approx(factor)
 
 
 def test_without_a_horizon_the_rate_is_constant():
