@@ -139,6 +139,8 @@ def _submit(launcher: SlurmSweepLauncher, folder: Path, points: list[SweepPoint]
         jobs = submit(folder, request, run_on_node, arguments)
     except RefusedError as error:
         refuse(f"Slurm refuses this job: {error}")
+    except slurm.NoSlurmError as error:
+        refuse(f"Slurm could not be asked ({error})")
     for point, job in zip(points, jobs, strict=True):
         point.job, point.began = job, time.monotonic()
     append_submitted(

@@ -38,6 +38,7 @@ class Watch:
     def __init__(self, study: Path) -> None:
         self.study, self.last_poll = study, 0.0
         self.seemed_over: set[str] = set()  # names of runs
+        self.unanswered = False  # Slurm's last answer is missing
 
     def ended_of(self, points: list[SweepPoint]) -> list[tuple[SweepPoint, str]]:
         """Return (point, reason) for every run that has ended; reason is '' for a success.
@@ -50,10 +51,15 @@ class Watch:
         try:
             answer, submitted = slurm.ask_about(self.study), read_submitted(self.study)
         except slurm.NoSlurmError as error:
-            log.warning("Slurm could not be asked (%s), and is asked again", error)
+            if not self.unanswered:
+                log.warning("Slurm could not be asked (%s), and is asked again until it answers", error)
+            self.unanswered = True
             return []
         finally:
             self.last_poll = time.monotonic()
+        if self.unanswered:
+            log.info("Slurm answers again")
+        self.unanswered = False
         gone = [point for point in points if submitted[point.name][-1].job_id not in answer.queued]
         states = {point.name: run_state(self.study / point.name, submitted[point.name], answer) for point in gone}
         ended = [point for point in gone if states[point.name].state in OVER]

@@ -119,5 +119,10 @@ def test_waiting_goes_on_while_slurm_cannot_be_asked(watched, caplog):
     def unanswered(study):
         raise slurm.NoSlurmError("Socket timed out")
 
+    caplog.set_level("INFO")
+    for _ in range(9):
+        assert watched(unanswered) == []
+    assert watched(Answer(queued={"7": RUNNING}, starts={})) == []
     assert watched(unanswered) == []
-    assert "Slurm could not be asked (Socket timed out), and is asked again" in caplog.text
+    outage = "Slurm could not be asked (Socket timed out), and is asked again until it answers"
+    assert caplog.messages == [outage, "Slurm answers again", outage]
