@@ -86,8 +86,8 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
         last = _last_records(run_dir)
     except DamagedFileError as damaged:
         last, damage = {}, damage or str(damaged)
-    asked = answer and not answer.no_accounting
-    bill = bill_of(run_dir, jobs, answer) if asked else manifest.bill if manifest else None
+    written = manifest.bill if manifest else None
+    bill = bill_of(run_dir, jobs, answer) if answer and not answer.no_accounting else written
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
     return RunState(
         run=run_dir.name,
@@ -133,7 +133,7 @@ def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answ
     if answer.no_accounting:
         left = answer.left.get(job.job_id)
         wrote = manifest if manifest and _is_of_last_start(manifest, job, left.restarts if left else 0) else None
-        return unaccounted.state_of(wrote and wrote.status, _own_reason(wrote), job, left)
+        return unaccounted.state_of(wrote.status if wrote else "", _own_reason(wrote), job, left)
     array_is_known = job.array_id in {array_of(name) for name in answer.starts}
     return _left_queue(manifest, job, starts, array_is_known)
 

@@ -10,10 +10,10 @@ from flash_grpo.cluster.slurm import Queued
 from flash_grpo.records.submissions import SubmittedRun
 
 
-def state_of(status: str | None, reason: str, job: SubmittedRun, left: Queued | None) -> tuple[str, str]:
+def state_of(status: str, reason: str, job: SubmittedRun, left: Queued | None) -> tuple[str, str]:
     """Return the state of a run whose job has left the queue, and why.
 
-    status, reason: from run.json; None and '' if the job's last start has not written it. left: the job as the controller
+    status, reason: from run.json, '' if the job's last start has not written it. left: the job as the controller
     remembers it, None if it has forgotten it.
     """
     if status == "completed":

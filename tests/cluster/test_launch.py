@@ -15,6 +15,8 @@ from flash_grpo.cluster.gpus import gpu_parameters
 from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.site import COMMANDS, refuse_what_cannot_run
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
+from flash_grpo.records.files import write_manifest
+from flash_grpo.records.schema import ProgramStart, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, read_submitted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,7 +207,7 @@ def watched(tmp_path, monkeypatch):
     monkeypatch.setattr(wait, "ASK_SLURM_S", 0.0)
     monkeypatch.setattr(wait, "LOOK_AGAIN_S", 0.0)
     watch = wait.Watch(tmp_path)
-    result = SimpleNamespace(exists=lambda: False)
+    result = tmp_path / "7_0_result.pkl"
     point = SimpleNamespace(name="seed0", job=SimpleNamespace(paths=SimpleNamespace(result_pickle=result)))
 
     def report(answer):
@@ -239,3 +241,24 @@ def test_waiting_goes_on_while_slurm_cannot_be_asked(watched, caplog):
     assert watched(unanswered) == []
     outage = "Slurm could not be asked (Socket timed out), and is asked again until it answers"
     assert caplog.messages == [outage, "Slurm answers again", outage]
+
+
+def test_a_job_that_outlives_its_run_is_warned_of_once(watched, tmp_path, caplog):
+    folder = tmp_path / ".submitit"
+    submitted = json.loads((folder / "jobs.jsonl").read_text())
+    (folder / "jobs.jsonl").write_text(json.dumps({**submitted, "submitted": 1e9}) + "\n")
+    begun = ProgramStart(time="2026-01-01T00:00:00+0000", slurm={"SLURM_JOB_ID": "7"})
+    about = dict.fromkeys(("run_name", "study", "method", "model", "config_hash", "schedule_hash"), "")
+    about |= {key: {} for key in ("config", "schedule", "packages", "hardware")} | {
+        "seed": 0,
+        "git": None,
+        "world_size": 1,
+    }
+    (tmp_path / "seed0").mkdir()
+    write_manifest(tmp_path / "seed0", RunManifest(**about, status="completed", starts=[begun]))
+    (tmp_path / "7_0_result.pkl").touch()
+    for _ in range(3):
+        assert watched(Answer(queued={"7": RUNNING}, starts={})) == []
+    (warning,) = caplog.messages
+    assert warning.startswith("seed0: the run has completed; its job is still RUNNING in Slurm")
+    assert warning.endswith(f"(python -m flash_grpo.jobs {tmp_path} --cancel seed0)")
