@@ -6,7 +6,8 @@
     python -m flash_grpo.jobs runs/ablation --cancel             end all runs, or those named: each saves first
     python -m flash_grpo.jobs runs/ablation --resubmit failed    submit the failed runs again, or those named
 
-States:  waiting, requeued (waits for another start), starting (imports), running, preempted (saves), ending;
+States:  waiting, requeued (waits for another start), starting (imports), running, preempted (saves), ending,
+         lingering (the run has ended, its job has not: --cancel it);
          complete, failed, cancelled, interrupted (saved and left); without Slurm also unfinished, unknown.
 Columns: evaluation, training: the last rewards. device-h: hours of rollout + reward + update, times devices.
          billed: hours that Slurm charges, times devices, over all starts; useful: the part of them that the run's result
@@ -28,8 +29,8 @@ from pathlib import Path
 from rich.live import Live
 
 from flash_grpo.cluster import logs, slurm
-from flash_grpo.cluster.bill import write_bills
-from flash_grpo.cluster.run_state import ALIVE, RunState, run_states
+from flash_grpo.cluster.look import Look, look
+from flash_grpo.cluster.run_state import ALIVE, RunState
 from flash_grpo.cluster.table import console, table_of
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.submissions import SubmittedRun
@@ -43,17 +44,6 @@ class InputError(ValueError):
     """Bad input, described in one line."""
 
 
-def look(study: Path) -> tuple[list[RunState], str]:
-    """Return the state of every run and why Slurm could not be asked, '' if it could. Write the bills of runs that are over."""
-    try:
-        answer = slurm.ask_about(study)
-        write_bills(study, answer)
-    except slurm.NoSlurmError as error:
-        notice = f"Slurm could not be asked ({error}): what follows is what the runs wrote themselves"
-        return run_states(study, None), notice
-    return run_states(study, answer), ""
-
-
 def watch(study: Path, interval: float) -> bool:
     """Show the table, every `interval` seconds anew, until nothing waits or runs. Return True if no run has failed.
 
@@ -61,10 +51,10 @@ def watch(study: Path, interval: float) -> bool:
     """
     with Live(console=console(), auto_refresh=False) as live:
         while True:
-            runs, notice = look(study)
-            live.update(table_of(runs, notice), refresh=True)
-            if not notice and not any(run.state in ALIVE for run in runs):
-                return not any(run.state == "failed" for run in runs)
+            seen = look(study)
+            live.update(table_of(seen.runs, seen.notice), refresh=True)
+            if not seen.unanswered and not any(run.state in ALIVE for run in seen.runs):
+                return not any(run.state == "failed" for run in seen.runs)
             time.sleep(interval)
 
 
@@ -73,8 +63,8 @@ def watch(study: Path, interval: float) -> bool:
 
 def _cancelled(run: RunState, job_id: str, slurm_answers: bool) -> str:
     was = f", which was {run.state}" if slurm_answers else ""
-    saves = ": it saves and ends" if run.state in ("running", "starting") else ""
-    return f"cancelled {run.run} (job {job_id}){was}{saves}"
+    ends = {"running": ": it saves and ends", "starting": ": it ends before it does anything new"}
+    return f"cancelled {run.run} (job {job_id}){was}{ends.get(run.state, '')}"
 
 
 def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[str]:
@@ -115,6 +105,8 @@ def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
         added = submission.resubmit(study / ".submitit", jobs)
     except submission.RefusedError as error:
         raise InputError(f"Slurm refuses this job: {error}") from error
+    except slurm.NoSlurmError as error:
+        raise InputError(f"Slurm could not be asked ({error})") from error
     except ownership.NotOursError as error:
         raise InputError(str(error)) from error
     return [f"submitted {job.run} again as job {job.job_id}" for job in added]
@@ -162,8 +154,8 @@ def _end_of(study: Path, name: str) -> Callable[[], bool]:
         if time.monotonic() - last_asked <= ASK_SLURM_S:
             return False
         last_asked = time.monotonic()
-        runs, notice = look(study)
-        return not notice and all(run.state not in ALIVE for run in runs if run.run == name)
+        seen = look(study)
+        return not seen.unanswered and all(run.state not in ALIVE for run in seen.runs if run.run == name)
 
     return is_over
 
@@ -211,28 +203,28 @@ def _do(args: argparse.Namespace) -> None:
         raise InputError("--follow: goes with --logs RUN")
     if args.interval <= 0:
         raise InputError(f"--interval {args.interval}: must be above 0 seconds")
-    runs, notice = look(args.study)
-    if not runs:
+    seen = look(args.study)
+    if not seen.runs:
         raise InputError(f"{args.study}: no run was submitted from it, and it holds no runs; expected a study")
     wants_slurm = args.logs or args.cancel is not None or args.resubmit
-    if wants_slurm and not any(run.job for run in runs):
+    if wants_slurm and not any(run.job for run in seen.runs):
         raise InputError(f"{args.study}: it ran without Slurm; this option needs runs that were submitted to Slurm")
-    if notice and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
-        raise InputError(notice.partition(":")[0])
-    _answer(args, runs, notice)
+    if seen.unanswered and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
+        raise InputError(seen.unanswered)
+    _answer(args, seen)
 
 
-def _answer(args: argparse.Namespace, runs: list[RunState], notice: str) -> None:
+def _answer(args: argparse.Namespace, seen: Look) -> None:
     if args.logs:
-        print_logs(args.study, *chosen_by([args.logs], runs), args.follow)
+        print_logs(args.study, *chosen_by([args.logs], seen.runs), args.follow)
     elif args.cancel is not None:
-        print(*cancel(runs, args.cancel, slurm_answers=not notice), sep="\n")
+        print(*cancel(seen.runs, args.cancel, slurm_answers=not seen.unanswered), sep="\n")
     elif args.resubmit:
-        print(*resubmit(args.study, runs, args.resubmit), sep="\n")
+        print(*resubmit(args.study, seen.runs, args.resubmit), sep="\n")
     elif args.watch:
         sys.exit(0 if watch(args.study, args.interval) else 1)
     else:
-        console().print(table_of(runs, notice))
+        console().print(table_of(seen.runs, seen.notice))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ SWEEP = ("-m", "--multirun")
 ONLY_SHOWN = ("-c", "--cfg", "-h", "--help", "-i", "--info", "--hydra-help", "--version", "-sc", "--shell-completion")
 NOT_A_RUN = (*SWEEP, *ONLY_SHOWN)  # options with which `sweeps=` is allowed
 KINDS = {bool: (bool, "true or false"), int: (int, "an integer"), float: (int | float, "a number")}
+LOCAL = ("local_bounded", "submitit_local", "basic")  # launchers that use this machine only
+HINTS = {"hydra.launcher.gpus_per_node": "; the type of the GPUs goes to hydra.launcher.gpu_type"}
 CHANGEABLE = ("prompts", "evaluation")  # groups whose option may be changed for a finished run, besides reward
 
 
@@ -63,15 +65,21 @@ def check_overrides(options: list[str], overrides: list[str]) -> None:
             if override not in groups and override.type == OverrideType.CHANGE:
                 _check_key(cfg, override)
         if not any(option in ONLY_SHOWN for option in options):
-            _check_composed([_first_of(override) for override in parsed])
+            _check_composed(options, [_first_of(override) for override in parsed])
 
 
-def _check_composed(overrides: list[str]) -> None:
-    """Refuse a run, the first of a sweep, that could not be made of its configuration."""
+def _check_composed(options: list[str], overrides: list[str]) -> None:
+    """Refuse a run, the first of a sweep, that could not be made of its configuration, or that would miss its cluster."""
     from hydra import compose
 
     try:
         cfg = compose("config", overrides=overrides, return_hydra_config=True)
+        chosen = cfg.hydra.runtime.choices
+        if chosen["hydra/launcher"] not in LOCAL and not any(flag in options for flag in SWEEP):
+            refuse(
+                f"slurm={chosen['slurm']}: only a sweep goes to a cluster, also a sweep of one run: add -m, as in "
+                f"`python train.py -m slurm={chosen['slurm']}`; without slurm= the run stays on this machine"
+            )
         OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.overrides.task = overrides
         check(cfg)
@@ -162,7 +170,7 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
         if isinstance(default, kind):
             fits = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
             if not fits and value is not None and not str(value).startswith("${"):
-                refuse(f"{key}={value}: expected {expected}, as in {key}={default}")
+                refuse(f"{key}={value}: expected {expected}, as in {key}={default}{HINTS.get(key, '')}")
             return
 
 

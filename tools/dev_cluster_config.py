@@ -13,7 +13,7 @@ def setting(name: str, default: object) -> str:
 USER = pwd.getpwuid(os.getuid()).pw_name
 DIR = Path(setting("DIR", f"{os.environ.get('TMPDIR', '/tmp')}/dev_cluster-{USER}"))
 NODES = int(setting("NODES", 2))
-GPUS = int(setting("GPUS", 8))
+GPUS, GPU_TYPE = int(setting("GPUS", 8)), setting("GPU_TYPE", "a100")
 PORT = int(setting("PORT", 26817))
 GRACE, KILL_WAIT = int(setting("GRACE", 5)), int(setting("KILL_WAIT", 10))
 ETC, RUN, LOG, SPOOL, DEV, PRIVATE = (DIR / name for name in ("etc", "run", "log", "spool", "dev", "private"))
@@ -64,7 +64,7 @@ AccountingStorageTRES=gres/gpu
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 
-NodeName=DEFAULT CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+NodeName=DEFAULT CPUs={cpus} RealMemory={memory} Gres=gpu:{gpu_type}:{gpus}
 NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_ports}
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF
 PartitionName=preemptible Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
@@ -115,6 +115,7 @@ def values() -> dict[str, object]:
         "cpus": setting("CPUS", 16),
         "memory": setting("MEMORY_MB", 24000),
         "gpus": GPUS,
+        "gpu_type": GPU_TYPE,
         "grace": GRACE,
         "kill_wait": KILL_WAIT,
         "requeue_wait": setting("REQUEUE_WAIT", 10),
@@ -143,7 +144,10 @@ def configure() -> bool:
         if not (DEV / f"gpu{i}").exists():
             (DEV / f"gpu{i}").symlink_to("/dev/null")
     filled = values()
-    write(ETC / "gres.conf", f"NodeName={filled['nodes']} Name=gpu File={DEV}/gpu{numbered(0, GPUS - 1)}\n")
+    write(
+        ETC / "gres.conf",
+        f"NodeName={filled['nodes']} Name=gpu Type={GPU_TYPE} File={DEV}/gpu{numbered(0, GPUS - 1)}\n",
+    )
     write(ETC / "cgroup.conf", CGROUP_CONF)
     write(ETC / "plugstack.conf", "")
     write(ETC / "slurmdbd.conf", SLURMDBD_CONF.format(**filled), mode=0o600)

@@ -46,8 +46,11 @@ def readable_manifest(run_dir: Path) -> tuple[RunManifest | None, str]:
 def write_bills(study: Path, answer: Answer) -> list[str]:
     """Write the bill into run.json of every run that is over. A live run's run.json is left alone: only the run writes it.
 
-    Return the runs that have left the queue but whose end is not in the accounting yet.
+    Return the runs that have left the queue but whose end is not in the accounting yet; none, and write nothing, if the
+    accounting does not answer.
     """
+    if answer.no_accounting:
+        return []
     unsettled = []
     for run, jobs in read_submitted(study).items():
         ids = [job.job_id for job in jobs]

@@ -14,7 +14,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from flash_grpo.cluster import slurm
+from flash_grpo.cluster import gpus, slurm
 from flash_grpo.cluster.node import run_on_node
 from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, rehearse
 from flash_grpo.cluster.refusal import refuse
@@ -28,7 +28,7 @@ from flash_grpo.records.submissions import append_submitted, array_of
 log = logging.getLogger(__name__)
 
 # submitit's own names of settings; every other setting of the launcher goes to sbatch, by sbatch's name.
-SUBMITIT_NAMES = {"timeout_min", "mem_gb", "tasks_per_node", "nodes", "cpus_per_task", "gpus_per_node", "name"}
+SUBMITIT_NAMES = {"timeout_min", "mem_gb", "tasks_per_node", "nodes", "cpus_per_task", "name"}
 SUBMITIT_NAMES |= {"stderr_to_stdout"}
 NOT_SBATCH = ("submitit_folder", "max_num_timeout")
 
@@ -139,6 +139,8 @@ def _submit(launcher: SlurmSweepLauncher, folder: Path, points: list[SweepPoint]
         jobs = submit(folder, request, run_on_node, arguments)
     except RefusedError as error:
         refuse(f"Slurm refuses this job: {error}")
+    except slurm.NoSlurmError as error:
+        refuse(f"Slurm could not be asked ({error})")
     for point, job in zip(points, jobs, strict=True):
         point.job, point.began = job, time.monotonic()
     append_submitted(
@@ -152,11 +154,12 @@ def _submit(launcher: SlurmSweepLauncher, folder: Path, points: list[SweepPoint]
 
 def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the launcher's settings to submitit's names."""
-    settings = {key: value for key, value in params.items() if key not in NOT_SBATCH}
+    settings = {key: value for key, value in params.items() if key not in (*NOT_SBATCH, *gpus.KEYS)}
     if settings["cpus_per_task"]:  # since Slurm 22.05 a step does not inherit it, and would be bound to one core
         settings["srun_args"] = [*settings["srun_args"], f"--cpus-per-task={settings['cpus_per_task']}"]
     settings["additional_parameters"] = {"chdir": os.getcwd(), **settings["additional_parameters"]}
-    return {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in settings.items()}
+    named = {key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in settings.items()}
+    return named | gpus.gpu_parameters(params)
 
 
 def _python(code: Path) -> str:

@@ -48,7 +48,7 @@ def launch(launcher: LocalSweepLauncher, job_overrides: Sequence[Sequence[str]],
     parallel = launcher.max_parallel or len(gpu_sets) or max(1, cores() // params["tasks_per_node"])
     board, folder = Board(waiting=list(points), parallel=parallel), params["submitit_folder"]
     log.info("%d runs, %d at a time; a log for each in %s/", len(points), min(parallel, len(points)), folder)
-    with _stop_signals(board) as stop:
+    with _stop_signals(board) as stop, _none_left_alone(board, stop):
         while board.running or (board.waiting and not board.stopped_by):
             while board.waiting and len(board.running) < parallel and not board.stopped_by:
                 _start_next_or_stop(launcher, board, gpu_sets)
@@ -90,7 +90,7 @@ def _ended_of(points: list[SweepPoint]) -> list[tuple[SweepPoint, str]]:
 def _failure(job: Any) -> str:
     """Say in a line why submitit's `job`, which has ended, has failed; '' if every rank ended well."""
     ranks = [job.task(rank).paths for rank in range(job.num_tasks)]
-    raised = [paths for paths in ranks if paths.result_pickle.exists() and job.task(ranks.index(paths)).exception()]
+    raised = [paths for rank, paths in enumerate(ranks) if paths.result_pickle.exists() and _has_raised(job.task(rank))]
     silent = [paths for paths in ranks if not paths.result_pickle.exists()]
     cause = min(raised, key=lambda paths: paths.result_pickle.stat().st_mtime) if raised else next(iter(silent), None)
     if cause is None:
@@ -98,6 +98,15 @@ def _failure(job: Any) -> str:
     text = cause.stdout.read_text(errors="replace") if cause.stdout.exists() else ""
     state = "" if raised or job.state in ("FINISHED", "FAILED") else f"{job.state}: "
     return state + last_words([text])
+
+
+def _has_raised(task: Any) -> bool:
+    """Return True if submitit's `task`, which has left a result, has raised an exception, or if its result is damaged."""
+    try:
+        return task.exception() is not None
+    except Exception as error:  # whatever unpickling raises: a full disk cuts a result short
+        log.warning("%s: cannot be read (%s: %s)", task.paths.result_pickle, type(error).__name__, error)
+        return True
 
 
 def _gpu_sets(size: int) -> list[str]:
@@ -144,6 +153,30 @@ def _stop_signals(board: Board) -> Iterator["_Stop"]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _none_left_alone(board: Board, stop: "_Stop") -> Iterator[None]:
+    """If the block raises, let the runs that go on save and end, and wait for that, before the error ends the launcher."""
+    try:
+        yield
+    except Exception as error:
+        names = ", ".join(point.name for point in board.running) or "none"
+        log.error("the sweep cannot go on: %s: %s; its runs save and end: %s", type(error).__name__, error, names)
+        board.stopped_by = signal.SIGTERM
+        while any(_goes_on(point) for point in board.running):
+            stop.pass_on()
+            time.sleep(0.1)
+        raise
+
+
+def _goes_on(point: SweepPoint) -> bool:
+    """Return True if the run's controller, which ends after the ranks, is alive."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(int(point.job.job_id)).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 class _Stop:
     """Receives a request to stop the sweep, and repeats it to the runs until they have ended."""
 
@@ -166,14 +199,16 @@ class _Stop:
         if self.board.stopped_by and now - self.passed_on >= REPEAT_STOP_S:
             self.passed_on = now
             for point in self.board.running:
-                os.kill(int(point.job.job_id), signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(int(point.job.job_id), signal.SIGTERM)
 
 
 def _kill(points: list[SweepPoint]) -> None:
     import psutil
 
     for point in points:
-        controller = psutil.Process(int(point.job.job_id))
-        for process in [*controller.children(recursive=True), controller]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        with suppress(psutil.NoSuchProcess):
+            controller = psutil.Process(int(point.job.job_id))
+            for process in [*controller.children(recursive=True), controller]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()

@@ -14,6 +14,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, open_dict
 
+from flash_grpo.cluster import slurm
 from flash_grpo.cluster.points import SweepLauncher
 from flash_grpo.process_exit import end_at_once
 from flash_grpo.records.slurm_job import SlurmJob
@@ -193,7 +194,8 @@ def _job_state(job: SlurmJob) -> tuple[str, bool]:
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=SCONTROL_S)
+        command = ["scontrol", *arguments]
+        return subprocess.run(command, env=slurm.environment(), capture_output=True, text=True, timeout=SCONTROL_S)
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(error.cmd, 1, "", "scontrol gives no answer")
 

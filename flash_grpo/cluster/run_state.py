@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from flash_grpo.cluster import unaccounted
 from flash_grpo.cluster.bill import bill_of, readable_manifest
 from flash_grpo.cluster.last_words import LOST_A_RANK, last_words
 from flash_grpo.cluster.logs import log_files, log_texts
@@ -19,7 +20,7 @@ from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_newest_fi
 from flash_grpo.records.schema import TIME, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, array_of, read_submitted
 
-ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending")
+ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending", "lingering")
 OVER = ("complete", "failed", "cancelled", "interrupted", "unfinished", "unknown")
 
 QUEUE_STATES = {  # Slurm's states other than PENDING, RUNNING and COMPLETING; the rest are "starting"
@@ -30,6 +31,9 @@ QUEUE_STATES = {  # Slurm's states other than PENDING, RUNNING and COMPLETING; t
     "REQUEUE_FED": "waiting",
     "SPECIAL_EXIT": "waiting",
 }
+LINGERS_S = (
+    120  # how long a job may stay RUNNING when its run has ended; longer if the batch step's slurmstepd was killed
+)
 RUNAWAY_S = 1800  # how long the accounting may take to learn of a job's end
 
 
@@ -82,7 +86,8 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
         last = _last_records(run_dir)
     except DamagedFileError as damaged:
         last, damage = {}, damage or str(damaged)
-    bill = bill_of(run_dir, jobs, answer) if answer else manifest.bill if manifest else None
+    written = manifest.bill if manifest else None
+    bill = bill_of(run_dir, jobs, answer) if answer and not answer.no_accounting else written
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
     return RunState(
         run=run_dir.name,
@@ -124,7 +129,11 @@ def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answ
         return _without_slurm(manifest)
     starts = answer.starts.get(job.job_id, [])
     if queued := answer.queued.get(job.job_id):
-        return _in_queue(manifest, queued, [start for start in starts if start.over])
+        return _in_queue(manifest, job, queued, [start for start in starts if start.over])
+    if answer.no_accounting:
+        left = answer.left.get(job.job_id)
+        wrote = manifest if manifest and _is_of_last_start(manifest, job, left.restarts if left else 0) else None
+        return unaccounted.state_of(wrote.status if wrote else "", _own_reason(wrote), job, left)
     array_is_known = job.array_id in {array_of(name) for name in answer.starts}
     return _left_queue(manifest, job, starts, array_is_known)
 
@@ -144,20 +153,31 @@ def _short(reason: str) -> str:
     return reason.removeprefix("interrupted: ").partition("; the same")[0]
 
 
-def _in_queue(manifest: RunManifest | None, queued: Queued, ended: list[JobStart]) -> tuple[str, str]:
+def _own_reason(manifest: RunManifest | None) -> str:
+    """Return run.json's reason; '' if it only reports a lost peer: Slurm, or the log of another rank, says more."""
+    reason = _short(manifest.reason) if manifest else ""
+    return "" if LOST_A_RANK.search(reason) else reason
+
+
+def _in_queue(
+    manifest: RunManifest | None, job: SubmittedRun, queued: Queued, ended: list[JobStart]
+) -> tuple[str, str]:
     """Decide for a job that squeue lists. ended: its starts that are over.
 
     The state is always one of ALIVE: a job in the queue must not be submitted again.
     """
     if queued.state == "PENDING":
         before = f"{ENDS.get(ended[-1].state, ended[-1].state)}; " if ended else ""
-        return "requeued" if ended else "waiting", before + why_it_waits(queued)
+        return "requeued" if ended or queued.restarts else "waiting", before + why_it_waits(queued)
     if queued.state == "COMPLETING":
         return "ending", ""
     if queued.state != "RUNNING":
         return QUEUE_STATES.get(queued.state, "starting"), queued.state
     if not manifest or not _is_of_this_start(manifest, queued):
         return "starting", f"since {local_time(queued.begin, '%H:%M:%S')}"
+    if (manifest.status != "running" or manifest.reason) and _silent_seconds(job) > LINGERS_S:
+        done = _short(manifest.reason) or f"the run has {manifest.status}"
+        return "lingering", f"{done}; its job is still RUNNING in Slurm, most likely without a process: --cancel it"
     if manifest.status != "running":
         return "ending", manifest.reason
     return ("preempted", "saves, and is queued again") if queued.preempted else ("running", "")
@@ -168,13 +188,11 @@ def _left_queue(
 ) -> tuple[str, str]:
     """Decide for a job that squeue does not list any more. array_is_known: the accounting has entries of its array."""
     last = starts[-1] if starts else None
-    if manifest is not None and not _is_of_last_start(manifest, job, starts):
+    if manifest is not None and not _is_of_last_start(manifest, job, sum(bool(start.start) for start in starts) - 1):
         manifest = None
     if manifest and manifest.status == "completed":
         return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
-    reason = _short(manifest.reason) if manifest else ""
-    if LOST_A_RANK.search(reason):  # Slurm, or the log of another rank, says more
-        reason = ""
+    reason = _own_reason(manifest)
     if manifest and manifest.status == "failed" and reason:  # before asking the accounting, which may lag behind
         return "failed", reason
     if last is None and array_is_known:  # Slurm forgets an element that was cancelled while it waited
@@ -186,7 +204,8 @@ def _left_queue(
     if not last.over:
         return "failed", "has left the queue; the accounting never heard of its end (sacctmgr show runawayjobs)"
     if last.state == "CANCELLED":
-        return "cancelled", reason or ("" if last.seconds else "before it started")
+        waited = "while it waited to start again" if len(starts) > 1 else "before it started"
+        return "cancelled", reason or ("" if last.seconds else waited)
     if reason:
         return "interrupted", reason
     return "failed", ENDS.get(last.state) or last_words(log_texts(job))
@@ -198,13 +217,16 @@ def _silent_seconds(job: SubmittedRun) -> float:
     return time.time() - max([job.submitted, *written])
 
 
-def _is_of_last_start(manifest: RunManifest, job: SubmittedRun, starts: list[JobStart]) -> bool:
-    """Return True if the job's last start wrote run.json or, where the run went on without Slurm, a later start did."""
+def _is_of_last_start(manifest: RunManifest, job: SubmittedRun, restarts: int) -> bool:
+    """Return True if the job's last start wrote run.json or, where the run went on without Slurm, a later start did.
+
+    restarts: how often Slurm has restarted the job.
+    """
     last = manifest.starts[-1] if manifest.starts else None
     if last is None:
         return False
     if last.job and last.job.name == job.job_id:
-        return last.job.restart_count >= sum(bool(start.start) for start in starts) - 1
+        return last.job.restart_count >= restarts
     return datetime.strptime(last.time, TIME).timestamp() > job.submitted
 
 

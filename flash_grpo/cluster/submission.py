@@ -13,9 +13,9 @@ from typing import Any
 
 from flash_grpo.cluster.node import run_again
 from flash_grpo.cluster.ownership import refuse_foreign_files
+from flash_grpo.cluster.slurm import HOW_SLURM_IS_FOUND, UNREACHED, NoSlurmError
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, array_of
 
-HOW_SLURM_IS_FOUND = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 SITE = ("account", "partition", "qos", "constraint", "reservation")  # settings that a site may have defaults for
 
 
@@ -41,7 +41,7 @@ def submit(
 ) -> list[Any]:
     """Submit one job for each tuple of `arguments` to `function`, as one array; return submitit's jobs.
 
-    folder: the study's .submitit. RefusedError if Slurm or submitit refuses the request.
+    folder: the study's .submitit. RefusedError if Slurm or submitit refuses the request; NoSlurmError if Slurm does not answer.
     """
     import submitit
 
@@ -58,7 +58,8 @@ def submit(
         with _own_environment(request.parameters), redirect_stderr(io.StringIO()):  # submitit prints the error as well
             jobs = executor.map_array(function, *zip(*arguments, strict=True))
     except submitit.core.utils.FailedJobError as error:
-        raise RefusedError(str(error).strip().splitlines()[-1]) from error
+        said = str(error).strip().splitlines()[-1]
+        raise (NoSlurmError if any(words in said for words in UNREACHED) else RefusedError)(said) from error
     _request_file(folder, jobs[0].job_id).write_text(json.dumps(dataclasses.asdict(request), indent=1) + "\n")
     return jobs
 

@@ -38,28 +38,45 @@ class Watch:
     def __init__(self, study: Path) -> None:
         self.study, self.last_poll = study, 0.0
         self.seemed_over: set[str] = set()  # names of runs
+        self.lingering: set[str] = set()  # names of runs whose jobs outlive them, and which the user knows of
+        self.unanswered = False  # Slurm's last answer is missing
 
     def ended_of(self, points: list[SweepPoint]) -> list[tuple[SweepPoint, str]]:
         """Return (point, reason) for every run that has ended; reason is '' for a success.
 
         A run that seems to have failed is reported only if the next poll agrees, because accounting lags behind the queue.
         """
-        soon = self.seemed_over or any(point.job.paths.result_pickle.exists() for point in points)
+        ready = [point for point in points if point.job.paths.result_pickle.exists()]
+        soon = self.seemed_over or any(point.name not in self.lingering for point in ready)
         if time.monotonic() - self.last_poll < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
             return []
         try:
             answer, submitted = slurm.ask_about(self.study), read_submitted(self.study)
         except slurm.NoSlurmError as error:
-            log.warning("Slurm could not be asked (%s), and is asked again", error)
+            if not self.unanswered:
+                log.warning("Slurm could not be asked (%s), and is asked again until it answers", error)
+            self.unanswered = True
             return []
         finally:
             self.last_poll = time.monotonic()
+        if self.unanswered:
+            log.info("Slurm answers again")
+        self.unanswered = False
         gone = [point for point in points if submitted[point.name][-1].job_id not in answer.queued]
         states = {point.name: run_state(self.study / point.name, submitted[point.name], answer) for point in gone}
+        left = [run_state(self.study / point.name, submitted[point.name], answer) for point in ready]
+        self._warn_of_lingering(left)
         ended = [point for point in gone if states[point.name].state in OVER]
         sure = [point for point in ended if point.name in self.seemed_over or states[point.name].state == "complete"]
         self.seemed_over = {point.name for point in ended}
         return [(point, _failure(states[point.name])) for point in sure]
+
+    def _warn_of_lingering(self, runs: list[RunState]) -> None:
+        """Warn, once for each run, of a job that stays in the queue although its run has ended: nobody else would end it."""
+        for run in runs:
+            if run.state == "lingering" and run.run not in self.lingering:
+                self.lingering.add(run.run)
+                log.warning("%s: %s (python -m flash_grpo.jobs %s --cancel %s)", run.run, run.why, self.study, run.run)
 
 
 def _failure(run: RunState) -> str:

@@ -155,7 +155,8 @@ def lock(directory: Path) -> TextIO:
     until = time.monotonic() + patience
     while not _locked(file):
         if time.monotonic() >= until:
-            raise ValueError(f"{directory}: another process is at work on this run; wait for it, or stop it")
+            holder = manifest.last_start(directory)
+            raise ValueError(f"{directory}: another process is at work on this run{holder}; wait for it, or stop it")
         if signal.sigpending() & {signal.SIGTERM, signal.SIGUSR2}:
             raise Leave
         time.sleep(1)

@@ -16,7 +16,8 @@ import torch
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.records.files import read_object
+from flash_grpo.records.checked import DamagedFileError
+from flash_grpo.records.files import read_manifest, read_object
 from flash_grpo.records.identity import comparable, is_identity
 from flash_grpo.records.schema import FORMAT, TIME, ProgramStart, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
@@ -149,6 +150,22 @@ def start(progress: dict[str, int], set_aside: list[str]) -> ProgramStart:
         slurm=job.variables if job else {},
         set_aside=set_aside,
     )
+
+
+def last_start(directory: Path) -> str:
+    """Describe the last start in the directory's run.json, ' (by run.json pid 7 on n1, …)'; '' if unknown.
+
+    A process that holds the directory's lock is most likely this one.
+    """
+    try:
+        there = read_manifest(directory)
+    except DamagedFileError:
+        return ""
+    if there is None or not there.starts:
+        return ""
+    last = there.starts[-1]
+    job = f", Slurm job {last.job.name}" if last.job else ""
+    return f" (by run.json pid {last.pid} on {last.host}{job}, since {last.time})"
 
 
 def endless_restarts(starts: list[ProgramStart], progress: dict[str, int] | None, limit: int) -> str:

@@ -31,6 +31,11 @@ class SlurmResumableConf(SlurmQueueConf):
     partition: str | None = "${oc.env:FLASH_GRPO_PARTITION,null}"
     constraint: str | None = "${oc.env:FLASH_GRPO_CONSTRAINT,null}"
     qos: str | None = "${oc.env:FLASH_GRPO_QOS,null}"
+    gpus_per_node: Any = None  # a number, one for each rank; Any, so that `a100:8` is refused with a hint
+    gpu_type: str | None = "${oc.env:FLASH_GRPO_GPU_TYPE,null}"  # a100, as Slurm calls it; null: any
+    gpu_option: str = (
+        "${oc.env:FLASH_GRPO_GPU_OPTION,gpus_per_node}"  # the option of sbatch that asks for GPUs; or gres
+    )
     timeout_min: int = 24 * 60  # of one start; a run goes on in the next start
     signal_delay_s: int = 300  # how long before the time limit the run is asked to save
     stderr_to_stdout: bool = True  # one log per rank

@@ -11,14 +11,18 @@ from types import SimpleNamespace
 import pytest
 
 from flash_grpo.cluster import slurm, wait
+from flash_grpo.cluster.gpus import gpu_parameters
+from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.site import COMMANDS, refuse_what_cannot_run
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
+from flash_grpo.records.files import write_manifest
+from flash_grpo.records.schema import ProgramStart, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, read_submitted
 
 ROOT = Path(__file__).resolve().parents[2]
 SAYS = {"sinfo": "echo 'gpu*|10:00'; echo 'long|1-00:00:00'", "sbatch": "echo Submitted batch job 12"}
 PARAMS = {"timeout_min": 5, "signal_delay_s": 60, "gpus_per_node": None, "tasks_per_node": 1}
-PARAMS |= {"account": None, "partition": None}
+PARAMS |= {"account": None, "partition": None, "gres": None, "gpu_type": None, "gpu_option": "gpus_per_node"}
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def pretended(tmp_path, monkeypatch):
     """Put commands with Slurm's names first on the PATH. They know no job; the default partition allows ten minutes."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in (*COMMANDS, "sacctmgr"):
+    for name in (*COMMANDS, "sacct", "sacctmgr"):
         (folder / name).write_text(f"#!/bin/sh\n{SAYS.get(name, ':')}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -38,6 +42,15 @@ def pretended(tmp_path, monkeypatch):
     [
         ({"timeout_min": 1}, "signal_delay_s=60 leaves nothing of timeout_min=1 to run in"),
         ({"gpus_per_node": 8}, "gpus_per_node=8 but tasks_per_node=1; each rank has one GPU"),
+        (
+            {"gpus_per_node": "a100:1"},
+            "gpus_per_node=a100:1: expected a number of GPUs; their type goes to hydra.launcher.gpu_type=a100",
+        ),
+        (
+            {"gres": "gpu:a100:8"},
+            "GPUs are asked for by hydra.launcher.gpus_per_node (how many), gpu_type, and gpu_option=gres for a site that",
+        ),
+        ({"gpu_option": "gpus"}, "hydra.launcher.gpu_option=gpus: expected one of gpus_per_node, gres"),
         ({"account": "nobody"}, "hydra.launcher.account=nobody: Slurm's accounting knows no such account of yours"),
         ({"timeout_min": 11}, "hydra.launcher.timeout_min=11: partition gpu allows 10; a run that reaches"),
     ],
@@ -80,6 +93,108 @@ def test_a_sweep_is_submitted_as_one_array_with_its_code_files_and_configuration
     assert "submitted 2 runs as 12; python -m flash_grpo.jobs" in done.stdout + done.stderr
 
 
+# -- GPUs and memory, as sites want to be asked -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"gpus_per_node": 8}, {"slurm_gpus_per_node": 8, "slurm_gres": None}),
+        ({"gpus_per_node": 8, "gpu_type": "a100"}, {"slurm_gpus_per_node": "a100:8", "slurm_gres": None}),
+        ({"gpus_per_node": 8, "gpu_option": "gres"}, {"slurm_gres": "gpu:8"}),
+        ({"gpus_per_node": 8, "gpu_type": "a100", "gpu_option": "gres"}, {"slurm_gres": "gpu:a100:8"}),
+        ({"gpus_per_node": 8, "gpu_option": "gres", "gres": "nvme:100"}, {"slurm_gres": "gpu:8,nvme:100"}),
+        ({"gpu_type": "a100", "gpu_option": "gres"}, {"slurm_gpus_per_node": None, "slurm_gres": None}),  # slurm=cpu
+    ],
+)
+def test_gpus_are_asked_for_by_the_option_and_type_that_the_site_has(settings, asked):
+    assert gpu_parameters({**PARAMS, **settings}) == asked
+
+
+STRICT = """cp "$1" "$(dirname "$0")/../script"
+grep -q -- --mem=0 "$1" && echo "sbatch: error: --mem=0 is not allowed here" >&2 && exit 1
+grep -q -- --gpus-per-node "$1" && echo "sbatch: error: use --gres" >&2 && exit 1
+echo Submitted batch job 12"""
+
+
+def test_a_site_without_mem_0_that_wants_gres_and_a_type_is_served_by_three_variables(
+    pretended, tmp_path, small, monkeypatch
+):
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/sh\n{STRICT}\n")
+    (tmp_path / "bin/sinfo").write_text("#!/bin/sh\necho 'gpu*|infinite'\n")
+    chosen = [override for override in small if "run_name" not in override]
+    chosen += [f"runs_root={tmp_path}", "detach=true", "hydra.launcher.rehearse=null"]
+    command = [sys.executable, ROOT / "train.py", "-m", "slurm=gpu8", "seed=0", *chosen]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "error: Slurm refuses this job: sbatch: error: --mem=0 is not allowed here" in refused.stderr
+    for name, value in {"GPU_TYPE": "a100", "GPU_OPTION": "gres", "NODE_MEM_GB": "null"}.items():
+        monkeypatch.setenv(f"FLASH_GRPO_{name}", value)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / "script").read_text()
+    assert "#SBATCH --gres=gpu:a100:8\n" in script
+    assert "--mem" not in script and "--gpus-per-node" not in script
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+OF_A_SHELL = {"SQUEUE_STATES": "PD", "SQUEUE_USERS": "nobody", "SQUEUE_FORMAT": "%i", "SACCT_FEDERATION": "1"}
+OF_A_SHELL |= {
+    "SINFO_PARTITION": "short",
+    "SCANCEL_STATE": "PENDING",
+    "SCONTROL_ALL": "1",
+    "SLURM_TIME_FORMAT": "relative",
+}
+
+
+def test_slurm_s_commands_do_not_see_the_options_of_the_user_s_shell(pretended, tmp_path, monkeypatch):
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\nenv\n")
+    for name, value in {**OF_A_SHELL, "SLURM_CONF": "/etc/a.conf", "SLURM_CLUSTERS": "b"}.items():
+        monkeypatch.setenv(name, value)
+    seen = dict(line.split("=", 1) for line in slurm.output_of("squeue").splitlines() if "=" in line)
+    of_slurm = {name: value for name, value in seen.items() if name in OF_A_SHELL or name.startswith("SLURM_")}
+    assert of_slurm == {"SLURM_CONF": "/etc/a.conf", "SLURM_CLUSTERS": "b", "SLURM_TIME_FORMAT": "standard"}
+    assert seen["TZ"] == "UTC"
+
+
+def test_only_one_place_calls_slurm_s_commands_and_its_environment_is_used_on_the_nodes_too():
+    calls = [
+        path.name
+        for path in (ROOT / "flash_grpo/cluster").glob("*.py")
+        if "subprocess.run(" in path.read_text() and "nvidia-smi" not in path.read_text()
+    ]
+    assert sorted(calls) == ["node.py", "slurm.py", "snapshot.py"]
+    assert "env=slurm.environment()" in (ROOT / "flash_grpo/cluster/node.py").read_text()
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_where_the_accounting_does_not_answer_squeue_and_the_run_s_files_are_enough(pretended, tmp_path, works):
+    state = "RUNNING" if works else "FAILED"
+    row = f"7|{state}|None|0|2026-01-01T12:00:00|2026-01-01T13:00:00|N/A|"
+    (tmp_path / "bin/squeue").write_text(f"#!/bin/sh\necho '{row}'\n")
+    (tmp_path / "bin/sacct").write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2\nexit 1\n")
+    (tmp_path / ".submitit").mkdir()
+    job = SubmittedRun(run="seed0", job_id="7", folder=str(tmp_path), submitted=time.time(), ranks=1)
+    append_submitted(tmp_path / ".submitit", [job])
+    (tmp_path / "7_0_log.out").write_text("srun: error: n1: task 0: Killed\n")
+    answer = slurm.ask_about(tmp_path)
+    assert (answer.no_accounting, answer.starts) == ("Slurm accounting storage is disabled", {})
+    (run,) = run_states(tmp_path, answer)
+    assert (run.state, run.billed_seconds) == ("starting" if works else "failed", None)
+    assert works or run.why == "n1: task 0: Killed"
+
+
+def test_a_site_without_accounting_is_accepted_and_told_that_there_is_no_bill(pretended, tmp_path, caplog):
+    for name in ("sacct", "sacctmgr"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2\nexit 1\n")
+    refuse_what_cannot_run({**PARAMS, "account": "mine"})
+    words = (
+        "Slurm's accounting does not answer (Slurm accounting storage is disabled): no bill; a run's own files tell how"
+    )
+    assert caplog.text.count(words) == 1
+
+
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +207,7 @@ def watched(tmp_path, monkeypatch):
     monkeypatch.setattr(wait, "ASK_SLURM_S", 0.0)
     monkeypatch.setattr(wait, "LOOK_AGAIN_S", 0.0)
     watch = wait.Watch(tmp_path)
-    result = SimpleNamespace(exists=lambda: False)
+    result = tmp_path / "7_0_result.pkl"
     point = SimpleNamespace(name="seed0", job=SimpleNamespace(paths=SimpleNamespace(result_pickle=result)))
 
     def report(answer):
@@ -119,5 +234,31 @@ def test_waiting_goes_on_while_slurm_cannot_be_asked(watched, caplog):
     def unanswered(study):
         raise slurm.NoSlurmError("Socket timed out")
 
+    caplog.set_level("INFO")
+    for _ in range(9):
+        assert watched(unanswered) == []
+    assert watched(Answer(queued={"7": RUNNING}, starts={})) == []
     assert watched(unanswered) == []
-    assert "Slurm could not be asked (Socket timed out), and is asked again" in caplog.text
+    outage = "Slurm could not be asked (Socket timed out), and is asked again until it answers"
+    assert caplog.messages == [outage, "Slurm answers again", outage]
+
+
+def test_a_job_that_outlives_its_run_is_warned_of_once(watched, tmp_path, caplog):
+    folder = tmp_path / ".submitit"
+    submitted = json.loads((folder / "jobs.jsonl").read_text())
+    (folder / "jobs.jsonl").write_text(json.dumps({**submitted, "submitted": 1e9}) + "\n")
+    begun = ProgramStart(time="2026-01-01T00:00:00+0000", slurm={"SLURM_JOB_ID": "7"})
+    about = dict.fromkeys(("run_name", "study", "method", "model", "config_hash", "schedule_hash"), "")
+    about |= {key: {} for key in ("config", "schedule", "packages", "hardware")} | {
+        "seed": 0,
+        "git": None,
+        "world_size": 1,
+    }
+    (tmp_path / "seed0").mkdir()
+    write_manifest(tmp_path / "seed0", RunManifest(**about, status="completed", starts=[begun]))
+    (tmp_path / "7_0_result.pkl").touch()
+    for _ in range(3):
+        assert watched(Answer(queued={"7": RUNNING}, starts={})) == []
+    (warning,) = caplog.messages
+    assert warning.startswith("seed0: the run has completed; its job is still RUNNING in Slurm")
+    assert warning.endswith(f"(python -m flash_grpo.jobs {tmp_path} --cancel seed0)")

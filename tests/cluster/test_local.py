@@ -7,9 +7,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from submitit.local.local import LocalJob
+
+from flash_grpo.cluster.local import _ended_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,11 +65,24 @@ hydra:
 """
 
 
+BROKEN = """
+import pathlib
+from flash_grpo.cluster import local
+
+def ended_of(points):
+    if pathlib.Path("began-wait0").exists() and pathlib.Path("began-wait1").exists():
+        raise OSError("Stale file handle")
+    return []
+
+local._ended_of = ended_of
+"""
+
+
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    def start(name: str, *arguments: str) -> subprocess.Popen:
+    def start(name: str, *arguments: str, before: str = "") -> subprocess.Popen:
         folder = tmp_path_factory.mktemp(name)
-        (folder / "app.py").write_text(APP)
+        (folder / "app.py").write_text(before + APP)
         (folder / "config.yaml").write_text(CONFIG)
         command = [sys.executable, "app.py", "-m", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "4,7"}
@@ -180,3 +197,27 @@ def test_a_run_that_cannot_be_started_lets_the_others_save_and_ends_the_sweep(ap
     assert "wait1 cannot be started" in output
     assert (process.folder / "saved-wait0").exists()
     assert not (process.folder / "began-work1").exists()
+
+
+def test_an_error_of_the_launcher_lets_the_runs_save_and_names_them(app):
+    process = app("broken", "do=wait", "seed=0,1,2", before=BROKEN)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the sweep cannot go on: OSError: Stale file handle; its runs save and end: wait0, wait1" in output
+    assert sorted(path.name for path in process.folder.glob("saved-*")) == ["saved-wait0", "saved-wait1"]
+    assert not (process.folder / "began-wait2").exists()
+
+
+def test_a_result_that_was_cut_short_fails_its_run_and_no_other(tmp_path, caplog):
+    folder = tmp_path / "run"
+    result, stdout = tmp_path / "7_0_result.pkl", tmp_path / "7_0_log.out"
+    result.write_bytes(b"\x80")
+    stdout.write_text("OSError: No space left on device\n")
+    job = LocalJob(folder=folder, job_id="7", tasks=[0])
+    job.paths.folder.mkdir(exist_ok=True)
+    for path, there in ((result, job.paths.result_pickle), (stdout, job.paths.stdout)):
+        path.rename(there)
+    point = SimpleNamespace(job=job)
+    (ended,) = _ended_of([point])
+    assert ended == (point, "OSError: No space left on device")
+    assert f"{job.paths.result_pickle}: cannot be read" in caplog.text

@@ -324,6 +324,8 @@ def test_a_detached_launcher_returns_at_once_and_the_jobs_run_on(submit):
     [
         ("hydra.launcher.partition=nowhere", "Invalid partition"),
         ("hydra.launcher={gpus_per_node:16,tasks_per_node:16}", "not available"),
+        ("hydra.launcher={gpus_per_node:1,gpu_type:h100}", "not available"),
+        ("hydra.launcher={gpus_per_node:a100:1}", "their type goes to hydra.launcher.gpu_type=a100"),
         ("hydra.launcher={gpus_per_node:8,tasks_per_node:1}", "gpus_per_node=8 but tasks_per_node=1"),
         ("hydra.launcher={timeout_min:5,signal_delay_s:300}", "leaves nothing"),
         ("hydra.launcher={partition:short,timeout_min:60}", "partition short allows 10"),

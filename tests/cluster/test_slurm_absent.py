@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "squeue", "sinfo")
-DISABLED = "Slurm accounting storage is disabled"
+COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "sinfo")
+UNREACHED = "slurm_load_partitions: Unable to contact slurm controller (connect failure)"
 
 
 def _command(folder: Path, name: str, does: str) -> None:
@@ -23,13 +23,13 @@ def _command(folder: Path, name: str, does: str) -> None:
         (
             COMMANDS,
             "",
-            "sbatch, srun, scontrol, sacct, squeue, sinfo: not found on this machine, so there is no Slurm here (slurm=local",
+            "sbatch, srun, scontrol, squeue, sinfo: not found on this machine, so there is no Slurm here (slurm=local",
         ),
-        (("sacct",), "", "sacct: not found on this machine"),
-        ((), DISABLED, f"without Slurm's accounting no failure would be noticed ({DISABLED})"),
-        ((), "", "without Slurm's accounting no failure would be noticed (sacct failed)"),
+        (("squeue",), "", "squeue: not found on this machine"),
+        ((), UNREACHED, UNREACHED),
+        ((), "", "sinfo failed"),
     ],
-    ids=["no Slurm", "no sacct", "no accounting", "no accounting and no word"],
+    ids=["no Slurm", "no squeue", "no controller", "no controller and no word"],
 )
 def test_without_slurm_a_sweep_is_refused_in_one_line_and_nothing_is_queued(tmp_path, missing, says, message):
     for name in set(COMMANDS) - set(missing):

@@ -67,6 +67,11 @@ BAD = {
     "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, common_rate, demo"]),
     "a misspelt ablation in a sweep": ("-m ablations=none,naive", ["ablations=naive", "naive_one_step"]),
     "a misspelt slurm profile": ("slurm=gpu9", ["slurm=gpu9", "local"]),
+    "a cluster without a sweep": ("slurm=gpu8", ["add -m, as in `python train.py -m slurm=gpu8`", "on this machine"]),
+    "a type of GPU in their number": (
+        "slurm=gpu1 hydra.launcher.gpus_per_node=a100:1",
+        ["expected an integer", "hydra.launcher.gpu_type"],
+    ),
     "a misspelt launcher": ("hydra/launcher=slrm", ["hydra/launcher=slrm", "local_bounded"]),
     "a misspelt value": ("schedule.noise=lineer", ["schedule.noise=lineer", "linear, flow"]),
     "a word for a number that may be null": (
@@ -197,6 +202,18 @@ def test_bad_input_is_one_clear_line_and_exit_code_2_and_nothing_is_done(train_p
     assert err.count("\n") == 1
     assert [fragment for fragment in fragments if fragment not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml") if path.stem != "local"))
+def test_no_cluster_s_shape_trains_on_this_machine(train_py, tmp_path, small, shape):
+    code, out, err = train_py(*small, f"slurm={shape}", f"runs_root={tmp_path}")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: slurm={shape}: only a sweep goes to a cluster, also a sweep of one run: add -m, as in "
+        f"`python train.py -m slurm={shape}`; without slurm= the run stays on this machine\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert train_py(f"slurm={shape}", "--cfg", "job")[0] == 0
 
 
 @pytest.mark.parametrize("place", ["a file", "a dangling link", "below a file"])

@@ -14,6 +14,7 @@ from flash_grpo import jobs
 from flash_grpo.cluster import slurm, submission
 from flash_grpo.cluster.bill import bill_of, write_bills
 from flash_grpo.cluster.last_words import last_words
+from flash_grpo.cluster.reasons import ENDS
 from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
 from flash_grpo.cluster.table import age, hours
@@ -79,6 +80,9 @@ def ended(state: str) -> Answer:
     return Answer(queued={}, starts={"7_0": [start(state)]})
 
 
+STILL = "; its job is still RUNNING in Slurm, most likely without a process: --cancel it"
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "answer", "state", "why"),
     [
@@ -91,7 +95,9 @@ def ended(state: str) -> Answer:
         ("running", "", queued("RUNNING"), "running", ""),
         ("running", "", queued("RUNNING", restarts=1), "starting", "since 12:00:00"),
         ("running", "", queued("RUNNING", preempted=True), "preempted", "saves, and is queued again"),
-        ("failed", "ValueError: no", queued("RUNNING"), "ending", "ValueError: no"),
+        ("failed", "ValueError: no", queued("RUNNING"), "lingering", "ValueError: no" + STILL),  # the job is from 2001
+        ("completed", "", queued("RUNNING"), "lingering", "the run has completed" + STILL),
+        ("running", "interrupted: saved", queued("RUNNING"), "lingering", "saved" + STILL),
         ("completed", "", queued("COMPLETING"), "ending", ""),
         (None, "", queued("CONFIGURING"), "starting", "CONFIGURING"),
         ("running", "", queued("REQUEUE_HOLD"), "waiting", "REQUEUE_HOLD"),
@@ -126,6 +132,90 @@ def test_a_state_is_decided_from_run_json_and_slurm_together(tmp_path, status, r
         written(tmp_path, status, reason)
     (run,) = run_states(tmp_path, answer)
     assert (run.state, run.why) == (state, why)
+
+
+def test_a_run_that_has_just_ended_is_ending_and_a_job_without_a_process_can_be_cancelled(
+    tmp_path, monkeypatch, capsys
+):
+    written(tmp_path, "completed")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: queued("RUNNING"))
+    commands = []
+    monkeypatch.setattr(slurm, "output_of", lambda *command: commands.append(command))
+    submitted(tmp_path, {"submitted": time.time()})
+    jobs.main([str(tmp_path), "--cancel"])
+    submitted(tmp_path, {"submitted": time.time() - 121})
+    jobs.main([str(tmp_path), "--cancel"])
+    assert capsys.readouterr().out.splitlines() == [
+        "nothing waits or runs",
+        "cancelled seed0 (job 7_0), which was lingering",
+    ]
+    assert commands == [("scancel", "--", "7_0")]
+
+
+def test_a_requeued_run_that_is_cancelled_while_it_waits_did_start(tmp_path):
+    submitted(tmp_path)
+    waiting = JobStart(job="7_0", state="CANCELLED", start="", over=True, seconds=0, devices=0)
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [start("NODE_FAIL"), waiting]}))
+    assert (run.state, run.why) == ("cancelled", "while it waited to start again")
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={"7_0": [waiting]}))
+    assert (run.state, run.why) == ("cancelled", "before it started")
+
+
+def left(state: str, restarts: int = 0, end: str = "2026-01-01T13:00:00") -> dict[str, Queued]:
+    times = {"begin": "2026-01-01T12:00:00", "end": end}
+    return {"7_0": Queued(job="7_0", state=state, reason="None", restarts=restarts, preempted=False, **times)}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "known", "state", "why"),
+    [
+        ("completed", "", left("COMPLETED"), "complete", ""),
+        ("completed", "", left("CANCELLED"), "complete", "though Slurm says CANCELLED"),
+        ("completed", "", {}, "complete", ""),
+        ("failed", "ValueError: no", {}, "failed", "ValueError: no"),
+        ("running", "interrupted: saved", {}, "interrupted", "saved"),
+        ("running", "interrupted: saved", left("CANCELLED"), "cancelled", "saved"),
+        ("running", "interrupted: saved", left("TIMEOUT", restarts=1), "failed", ENDS["TIMEOUT"]),
+        ("running", "", left("OUT_OF_MEMORY"), "failed", "out of memory: raise hydra.launcher.mem_gb"),
+        ("running", "", left("FAILED"), "failed", "n1: task 0: Killed"),
+        ("running", "", {}, "failed", "n1: task 0: Killed"),
+        (None, "", left("CANCELLED", end="2026-01-01T12:00:00"), "cancelled", "before it started"),
+        (None, "", left("CANCELLED"), "cancelled", ""),
+        (None, "", {}, "unknown", "Slurm has forgotten job 7_0, and it wrote nothing"),
+    ],
+)
+def test_without_accounting_files_and_the_controller_tell_how_a_run_ended(tmp_path, status, reason, known, state, why):
+    submitted(tmp_path)
+    if status:
+        written(tmp_path, status, reason, bill=Bill(device_seconds=3))
+        (tmp_path / ".submitit/7_0").mkdir()
+        (tmp_path / ".submitit/7_0/7_0_0_log.out").write_text("srun: error: n1: task 0: Killed\n")
+    answer = Answer(queued={}, starts={}, left=known, no_accounting="disabled")
+    (run,) = run_states(tmp_path, answer)
+    assert (run.state, run.why) == (state, why)
+    assert write_bills(tmp_path, answer) == []
+    assert run.billed_seconds == (3 if status else None)  # as it was when the accounting last answered
+
+
+def test_without_accounting_a_requeued_run_is_told_by_the_controller(tmp_path):
+    submitted(tmp_path)
+    answer = replace(queued("PENDING", "BeginTime", 1), starts={}, no_accounting="disabled")
+    (run,) = run_states(tmp_path, answer)
+    assert (run.state, run.why) == ("requeued", "may start again soon")
+
+
+def test_the_table_says_that_there_is_no_bill_and_failures_still_end_a_watch(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "failed", "ValueError: no")
+    answer = Answer(queued={}, starts={}, no_accounting="Slurm accounting storage is disabled")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: answer)
+    jobs.main([str(tmp_path)])
+    notice, _, line, _ = capsys.readouterr().out.splitlines()
+    assert notice.startswith(
+        "no bill: Slurm's accounting does not answer (Slurm accounting storage is disabled); a run's"
+    )
+    assert line.split()[:2] == ["seed0", "failed"]
+    assert not jobs.watch(tmp_path, 0.01)
 
 
 def test_an_earlier_job_s_success_does_not_count_for_a_job_that_wrote_nothing(tmp_path):
@@ -203,6 +293,59 @@ def test_runs_can_be_cancelled_while_the_accounting_does_not_answer(tmp_path, mo
     jobs.main([str(tmp_path), "--cancel"])
     assert commands == [("scancel", "--", "7_0")]
     assert capsys.readouterr().out.strip() == "cancelled seed0 (job 7_0)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "ends"),
+    [
+        (queued("RUNNING"), "running", ", which was running: it saves and ends"),
+        (queued("RUNNING"), None, ", which was starting: it ends before it does anything new"),
+        (queued("PENDING"), None, ", which was waiting"),
+    ],
+)
+def test_what_cancelling_does_to_a_run_is_said_by_its_state(tmp_path, monkeypatch, capsys, answer, status, ends):
+    submitted(tmp_path)
+    if status:
+        written(tmp_path, status)
+    monkeypatch.setattr(slurm, "ask_about", lambda study: answer)
+    monkeypatch.setattr(slurm, "output_of", lambda *command: "")
+    jobs.main([str(tmp_path), "--cancel"])
+    assert capsys.readouterr().out.strip() == f"cancelled seed0 (job 7_0){ends}"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (slurm.NoSlurmError("Unable to contact"), "error: Slurm could not be asked (Unable to contact)"),
+        (submission.RefusedError("Invalid qos"), "error: Slurm refuses this job: Invalid qos"),
+    ],
+)
+def test_a_controller_that_does_not_answer_has_refused_nothing(tmp_path, monkeypatch, capsys, error, message):
+    submitted(tmp_path)
+    written(tmp_path, "failed", "ValueError: no")
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("FAILED"))
+
+    def resubmit(folder, runs):
+        raise error
+
+    monkeypatch.setattr(submission, "resubmit", resubmit)
+    with pytest.raises(SystemExit):
+        jobs.main([str(tmp_path), "--resubmit", "failed"])
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_an_error_of_slurm_is_printed_to_its_end(tmp_path, monkeypatch, capsys):
+    submitted(tmp_path)
+    written(tmp_path, "failed", "ValueError: no")
+
+    def unanswered(study):
+        raise slurm.NoSlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+
+    monkeypatch.setattr(slurm, "ask_about", unanswered)
+    with pytest.raises(SystemExit):
+        jobs.main([str(tmp_path), "--resubmit", "failed"])
+    whole = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    assert capsys.readouterr().err.strip() == f"error: Slurm could not be asked ({whole})"
 
 
 def test_a_line_that_is_being_written_is_not_read_yet(tmp_path):

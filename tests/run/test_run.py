@@ -26,7 +26,7 @@ from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.algorithm.types import Scores
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.records import identity
-from flash_grpo.records.files import RecordWriter, as_json, read_manifest, read_records
+from flash_grpo.records.files import RecordWriter, as_json, read_manifest, read_records, write_manifest
 from flash_grpo.records.schema import Cost, EvalRecord, ProgramStart
 from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
 from flash_grpo.run.directory import RunDirectory
@@ -278,7 +278,18 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     )
     command = [sys.executable, "-c", program, str(first.path)]
     second = subprocess.run(command, capture_output=True, text=True)
-    assert "another process is at work on this run" in second.stderr
+    assert "another process is at work on this run; wait for it, or stop it" in second.stderr
+    begun = {"time": "2026-01-01T00:00:00+0000", "host": "n7", "pid": 41}
+    job = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}
+    for ids, name in (({}, ""), (job, ", Slurm job 8_3")):
+        first.manifest.starts = [ProgramStart(**begun, slurm=ids)]
+        write_manifest(first.path, first.manifest)
+        second = subprocess.run(command, capture_output=True, text=True)
+        holder = f"(by run.json pid 41 on n7{name}, since 2026-01-01T00:00:00+0000)"
+        assert f"another process is at work on this run {holder}; wait for it, or stop it" in second.stderr
+    (first.path / "run.json").write_text("{")
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert "another process is at work on this run; wait for it, or stop it" in second.stderr
     first.lock.close()
     assert subprocess.run(command).returncode == 0
 
