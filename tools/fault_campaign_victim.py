@@ -229,7 +229,6 @@ CONFIGURATION = (
     "evaluation.sampler.schedule.num_steps=2",
     "evaluation.sampler.noises_per_prompt=1",
     "checkpoint.every=7",
-    "budget.iterations=200",
     "budget.pflop=null",
     "hydra.launcher.rehearse=null",
 )

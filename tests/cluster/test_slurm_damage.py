@@ -19,6 +19,12 @@ RANKS = {1: "hydra.launcher={cpus_per_task:1}", 2: "hydra.launcher={nodes:2,cpus
 WAIT_S = 200
 
 
+def _detached(submit, ranks: int, name: str) -> Study:
+    study = submit(*BUDGET, RANKS[ranks], "detach=true", name=name)
+    assert study.launcher.wait(WAIT_S) == 0
+    return study
+
+
 def _newest(study: Study, run: str) -> Path:
     directory = study.directory(run)
     return directory / "checkpoints" / checkpoint.names(directory)[0]
@@ -51,16 +57,14 @@ def _killed_and_submitted_again_with_half_a_state(study: Study, run: str) -> str
 
 def test_damaged_checkpoints_cost_a_requeued_and_a_resubmitted_run_nothing_but_time(submit):
     """Flip a bit before a requeue's start, halve a file before a resubmission's, on one rank and on two."""
-    damaged = {ranks: submit(*BUDGET, RANKS[ranks], "detach=true", name=f"damaged{ranks}") for ranks in RANKS}
-    names = {ranks: [_requeued_with_a_flipped_bit(damaged[ranks], f"damaged{ranks}", ranks - 1)] for ranks in RANKS}
-    for ranks, study in damaged.items():
-        names[ranks].append(_killed_and_submitted_again_with_half_a_state(study, f"damaged{ranks}"))
-    wholes = {ranks: submit(*BUDGET, RANKS[ranks], "detach=true", name=f"whole{ranks}") for ranks in RANKS}
-    for ranks, study in damaged.items():
-        for run in (f"damaged{ranks}", f"whole{ranks}"):
-            eventually(lambda study=study, run=run: study.state(run) == "complete", f"{run} complete", WAIT_S)
-        said = f"its checkpoint {', '.join(names[ranks])} was damaged: went on from an older one"
-        assert said in study.line(f"damaged{ranks}")
+    wholes = {ranks: _detached(submit, ranks, f"whole{ranks}") for ranks in RANKS}
+    for ranks in RANKS:
+        study, run = _detached(submit, ranks, f"damaged{ranks}"), f"damaged{ranks}"
+        first = _requeued_with_a_flipped_bit(study, run, ranks - 1)
+        second = _killed_and_submitted_again_with_half_a_state(study, run)
+        eventually(lambda study=study, run=run: study.state(run) == "complete", f"{run} complete", WAIT_S)
+        assert f"its checkpoint {first}, {second} was damaged: went on from an older one" in study.line(run)
+        eventually(lambda ranks=ranks: wholes[ranks].state(f"whole{ranks}") == "complete", "whole", WAIT_S)
         ours, theirs = study.directory(f"damaged{ranks}"), wholes[ranks].directory(f"whole{ranks}")
         starts = read_manifest(ours).starts
         assert [len(start.set_aside) for start in starts] == [0, 1, 1]
