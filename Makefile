@@ -28,8 +28,9 @@ test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen mi
 fuzz: $(READY)  ## the fuzzers of the tests with thousands of examples (FUZZ_EXAMPLES=5000)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -n 2 tests/fuzz
 
-soak: $(READY)  ## the reward server under 200 slow senders and 1,000 requests (a minute)
+soak: $(READY)  ## 200 slow senders at a reward server; 300 iterations and 500 evaluations of a run: memory and descriptors flat
 	$(BIN)/python tests/rewards/reward_soak.py
+	$(BIN)/python tests/run/run_soak.py
 
 lint: $(READY)  ## style, likely mistakes and types; `make format` mends most of it
 	$(BIN)/ruff check

@@ -4,6 +4,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 import hydra
 from hydra.errors import HydraException
@@ -49,7 +51,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 def _log_traceback() -> None:
     """Print the traceback of the present error where it goes into a rank's log."""
     if SlurmJob.here():
-        traceback.print_exc()
+        with suppress(OSError):  # the log is on a full disk
+            traceback.print_exc()
 
 
 def train(cfg: DictConfig) -> None:
@@ -65,9 +68,15 @@ def train(cfg: DictConfig) -> None:
         _log_traceback()
         sys.exit(f"stopped: {' '.join(str(error).split())}")
     except (stop.Interrupted, KeyboardInterrupt) as error:
-        print(f"interrupted: {error}", file=sys.stderr)
+        _say(f"interrupted: {error}", sys.stderr)
         sys.exit(130)
-    print(stored.summary(directory))
+    _say(stored.summary(directory), sys.stdout)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print the run's last word. A log on a full disk does not change the exit code, which decides about a requeue."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 main = command(train)

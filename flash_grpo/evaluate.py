@@ -29,6 +29,7 @@ from flash_grpo.algorithm.protocols import RewardError
 from flash_grpo.measure.paired import evaluate, keep_vbench
 from flash_grpo.overrides import CHANGEABLE, changed, composed_outside, composed_rewards
 from flash_grpo.process_exit import end_at_once
+from flash_grpo.records.full_disk import FullDiskError, naming_full_disk
 from flash_grpo.run.build import device
 from flash_grpo.run.settings import ConfigError, check_values
 from flash_grpo.run.stored import TRUST, configuration_of, known_run, saved_state
@@ -81,13 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_intermixed_args(argv)
     try:
-        if args.vbench:
-            print(json.dumps(keep_vbench(args.vbench, args.output or Path(args.run)), indent=1))
-            return
-        cfg, states, output = _chosen(args)
-        check_values(cfg, unused=("run_name",))
-        evaluate(cfg, states, output, ranks := Ranks(device(cfg)))
-    except (RewardError, DivergedError) as error:
+        with naming_full_disk(args.output or Path(args.run)):
+            if args.vbench:
+                print(json.dumps(keep_vbench(args.vbench, args.output or Path(args.run)), indent=1))
+                return
+            cfg, states, output = _chosen(args)
+            check_values(cfg, unused=("run_name",))
+            evaluate(cfg, states, output, ranks := Ranks(device(cfg)))
+    except (RewardError, DivergedError, FullDiskError) as error:
         sys.exit(f"stopped: {error}")
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from flash_grpo.records.full_disk import FullDiskError, naming_full_disk
 from flash_grpo.run.stored import TRUST, known_run, policy_of, saved_state
 
 
@@ -30,7 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--trust", action="store_true", help=TRUST)
     args = parser.parse_args(argv)
     try:
-        print(export(args.run, args.output, args.iteration, args.trust))
+        with naming_full_disk(args.output or args.run):
+            print(export(args.run, args.output, args.iteration, args.trust))
+    except FullDiskError as error:
+        sys.exit(f"stopped: {error}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from contextlib import suppress
 
 
 def end_at_once(code: int) -> None:
@@ -15,6 +16,7 @@ def end_at_once(code: int) -> None:
 
 
 def _end(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a full disk does not change how the run has ended
+            stream.flush()
     os._exit(code)

@@ -23,6 +23,7 @@ from flash_grpo.cluster.site import refuse_what_cannot_run
 from flash_grpo.cluster.snapshot import snapshot
 from flash_grpo.cluster.submission import JobRequest, RefusedError, submit, submitted_run
 from flash_grpo.cluster.wait import wait
+from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.submissions import append_submitted, array_of
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]],
     rehearse(points, launcher.rehearse, params["nodes"] * params["tasks_per_node"])
     _refuse_other_studies(study, points)
     _refuse_runs_under_way(study, points)
-    code = snapshot(folder / "code")
-    for point in points:
-        _copy_files(point, launcher.files, folder / "files")
-        _resolve(point, folder / "config")
-    _submit(launcher, folder, points, code)
+    with naming_full_disk(folder):
+        code = snapshot(folder / "code")
+        for point in points:
+            _copy_files(point, launcher.files, folder / "files")
+            _resolve(point, folder / "config")
+        _submit(launcher, folder, points, code)
     array = array_of(points[0].job.job_id)
     log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(points), array, study)
     if not launcher.detach:

@@ -23,6 +23,7 @@ from flash_grpo.cluster.board import Board
 from flash_grpo.cluster.last_words import last_words
 from flash_grpo.cluster.node import run_here
 from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, cores, rehearse
+from flash_grpo.records.full_disk import naming_full_disk
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def launch(launcher: LocalSweepLauncher, job_overrides: Sequence[Sequence[str]],
 def _start_next_or_stop(launcher: LocalSweepLauncher, board: Board, gpu_sets: list[str]) -> None:
     """Start the first waiting point. If it cannot be started, let the runs that go on save and end: none is left alone."""
     try:
-        _start_next(launcher, board, gpu_sets)
+        with naming_full_disk(Path(launcher.params["submitit_folder"])):
+            _start_next(launcher, board, gpu_sets)
     except Exception as error:  # a full disk, no more processes, whatever submitit raises
         log.error("%s cannot be started: %s; %d runs save and end", board.waiting[0].name, error, len(board.running))
         board.stopped_by = signal.SIGTERM

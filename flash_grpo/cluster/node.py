@@ -22,7 +22,7 @@ from flash_grpo.records.slurm_job import SlurmJob
 INTERRUPTED = 130  # the exit code of a run that was asked to stop, has saved on all ranks, and can be continued
 WAIT_FOR_OTHERS_S = 10
 ASK_AGAIN_S, SCONTROL_S = 3, 30
-WARNED = "left after USR2"
+WARNED = ".warned"  # suffix of the mark of a rank that got USR2
 
 
 def run_here(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any, gpus: str) -> JobReturn:
@@ -136,14 +136,16 @@ def _leave() -> NoReturn:
     assert job, "a run on a node has a Slurm job"
     marks, warned = _marks(job), signal.SIGUSR2 in signal.sigpending()
     if job.rank:
-        _write_mark(marks[job.rank], WARNED if warned else "left")
+        with suppress(OSError):  # a full disk: rank 0 then waits a little for nothing
+            _mark(marks[job.rank], warned)
         os._exit(0)  # a failing exit code would make srun kill rank 0
     _await(marks[1:])
-    warned = warned or any(mark.exists() and mark.read_text() == WARNED for mark in marks)
+    warned = warned or any(mark.with_suffix(WARNED).exists() for mark in marks)
     for mark in marks:
         mark.unlink(missing_ok=True)
+        mark.with_suffix(WARNED).unlink(missing_ok=True)
     state, preempted = _job_state(job)
-    print(f"asked to stop in state {state}{' by preemption' if preempted else ''}", flush=True)
+    _say(f"asked to stop in state {state}{' by preemption' if preempted else ''}")
     if state == "RUNNING" and (preempted or warned):
         _requeue(job)
     os._exit(INTERRUPTED)
@@ -158,11 +160,17 @@ def _marks(job: SlurmJob) -> list[Path]:
     return [own.paths.folder / name for name in names]
 
 
-def _write_mark(mark: Path, text: str) -> None:
-    """Write a mark so that rank 0 sees all of its text or no file."""
-    aside = mark.with_suffix(".aside")
-    aside.write_text(text)
-    aside.rename(mark)
+def _mark(mark: Path, warned: bool) -> None:
+    """Tell rank 0 that this rank has ended, by empty files: these may fit on a full disk."""
+    if warned:
+        mark.with_suffix(WARNED).touch()
+    mark.touch()
+
+
+def _say(text: str) -> None:
+    """Print to the log. On a full disk say nothing: the job must still be requeued."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def _await(marks: list[Path]) -> None:
@@ -209,7 +217,7 @@ def _requeue(job: SlurmJob) -> NoReturn:
     while (answer := _scontrol("requeue", job.name)).returncode:
         if answer.stderr != printed:
             printed = answer.stderr
-            print(f"{printed.strip()}; asking again until Slurm ends the job", flush=True)
+            _say(f"{printed.strip()}; asking again until Slurm ends the job")
         time.sleep(ASK_AGAIN_S)
-    print("requeued", flush=True)
+    _say("requeued")
     os._exit(0)

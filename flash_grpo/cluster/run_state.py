@@ -17,6 +17,7 @@ from flash_grpo.cluster.reasons import ENDS, local_time, why_it_waits
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_newest_first
+from flash_grpo.records.full_disk import full_disk
 from flash_grpo.records.schema import TIME, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, array_of, read_submitted
 
@@ -93,12 +94,19 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
         run=run_dir.name,
         job=newest,
         state=state,
-        why=damage or why,
+        why=damage or why or _set_aside(manifest),
         billed_seconds=bill.device_seconds if bill else None,
         useful_seconds=bill.useful_device_seconds if bill else 0.0,
         restarts=max(0, starts - 1),
         **last,
     )
+
+
+def _set_aside(manifest: RunManifest | None) -> str:
+    """Say which checkpoints of the run were damaged and did not stop it; '' if none was."""
+    entries = [entry for start in manifest.starts for entry in start.set_aside] if manifest else []
+    names = list(dict.fromkeys(entry.partition(":")[0] for entry in entries))
+    return f"its checkpoint {', '.join(names)} was damaged: went on from an older one" if names else ""
 
 
 def _last_records(run_dir: Path) -> dict[str, Any]:
@@ -208,7 +216,8 @@ def _left_queue(
         return "cancelled", reason or ("" if last.seconds else waited)
     if reason:
         return "interrupted", reason
-    return "failed", ENDS.get(last.state) or last_words(log_texts(job))
+    words = ENDS.get(last.state) or last_words(log_texts(job))
+    return "failed", "; ".join(filter(None, (words, full_disk(Path(job.folder)))))  # a log on a full disk says nothing
 
 
 def _silent_seconds(job: SubmittedRun) -> float:

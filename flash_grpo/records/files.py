@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_grpo.records.checked import DamagedFileError, from_json, lacking, misfit, parsed, too_deep
+from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.schema import FORMAT, TIME, EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 
@@ -35,10 +36,13 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`. Readers, also after a crash, find the old file or the new one, never half."""
+    """Replace the content of `path` by `text`. Readers, also after a crash, find the old file or the new one, never half.
+
+    FullDiskError if there is no space; then the old file stays.
+    """
     aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
-        with open(aside, "w") as file:
+        with naming_full_disk(path), open(aside, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -103,10 +107,10 @@ class RecordWriter:
         os.truncate(self.path, length)
 
     def append(self, record: Any) -> None:
-        """Append the whole record or, on a full disk, nothing, so that the next record begins on a line of its own."""
+        """Append the whole record or, with FullDiskError, nothing, so that the next record begins on a line of its own."""
         length = self.path.stat().st_size
         try:
-            with open(self.path, "a") as file:
+            with naming_full_disk(self.path), open(self.path, "a") as file:
                 file.write(as_json(record) + "\n")
         except OSError:
             os.truncate(self.path, length)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from flash_grpo.records.checked import DamagedFileError, from_json, parsed
 from flash_grpo.records.files import RESTORE
+from flash_grpo.records.full_disk import naming_full_disk
+from flash_grpo.records.identity import directory_name
 
 log = logging.getLogger(__name__)
 FOLDER, JOBS = ".submitit", "jobs.jsonl"
@@ -66,6 +68,7 @@ def read_submitted(study: Path) -> dict[str, list[SubmittedRun]]:
     for number, line in enumerate(lines, 1):
         try:
             submitted = from_json(SubmittedRun, parsed(line))
+            directory_name("run", submitted.run)  # it is joined to paths
         except ValueError as error:
             _warn_once(str(DamagedFileError(path, str(error), "its job is left out; delete the line", number)))
         else:
@@ -80,7 +83,7 @@ def _warn_once(message: str) -> None:
 
 
 def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
-    """Append `runs` to `folder`/jobs.jsonl, all or, on a full disk, none. OSError if they could not be written.
+    """Append `runs` to `folder`/jobs.jsonl, all or, on a full disk, with FullDiskError, none.
 
     folder: the study's .submitit. The jobs command finds the runs by these lines, without the launcher.
     """
@@ -90,8 +93,8 @@ def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
     if there and not there.endswith(b"\n"):  # cut short: what is added must not become part of that line
         lines = "\n" + lines
     try:
-        with open(path, "ab", buffering=0) as file:  # one write, so that readers never see a mixture of two launchers
-            file.write(lines.encode())
+        with naming_full_disk(path), open(path, "ab", buffering=0) as file:
+            file.write(lines.encode())  # one write, so that readers never see a mixture of two launchers
     except OSError:
         os.truncate(path, len(there))
         raise

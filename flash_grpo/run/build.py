@@ -19,6 +19,7 @@ from flash_grpo.algorithm.paths import Path
 from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.records.full_disk import FullDiskError
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.settings import ConfigError
@@ -183,8 +184,10 @@ def _plain(made: Any) -> Any:
 
 
 def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the function; an error about its arguments, or of the file system, becomes a ConfigError."""
+    """Call the function; an error about its arguments, or of the file system, becomes a ConfigError. A full disk is none."""
     try:
         return function(*args, **kwargs)
+    except FullDiskError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error

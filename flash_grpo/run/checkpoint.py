@@ -22,10 +22,11 @@ from flash_grpo.algorithm.solvers import History
 from flash_grpo.algorithm.types import LossTerms, PromptBatch, Rollouts, Scores, Trained, Transitions
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import RESTORE, write_atomically
+from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.training.evaluated import EvaluatedPart
 from flash_grpo.training.ranks import Ranks
 
-FOLDER, STATE, SUMS, ASIDE = "checkpoints", "state.pt", "SHA256SUMS", ".saving"
+FOLDER, STATE, SUMS, ASIDE, UNUSABLE = "checkpoints", "state.pt", "SHA256SUMS", ".saving", "unusable-"
 NAME = re.compile(r"\d{6,}(\+\d{3,})?")
 NOUNS: list[Any] = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained, Denoising, History, EvaluatedPart]
 
@@ -66,32 +67,47 @@ def _begin(run_dir: Path) -> Path:
 
 
 class _Summing(io.BufferedWriter):
-    """A file that computes the SHA-256 of what is written to it, in order."""
+    """A file that computes the SHA-256 of what is written to it, in order. failure: why something could not be written."""
 
     def __init__(self, path: Path):
         super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 -- closed with this object
         self.sha256 = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        return super().write(data)
+        try:
+            return super().write(data)
+        except OSError as failure:
+            self.failure = self.failure or failure
+            raise
 
 
 def _write(aside: Path, name: str, state: dict[str, Any]) -> str:
-    """Write one file of a checkpoint and return its line of SHA256SUMS."""
+    """Write one file of a checkpoint and return its line of SHA256SUMS. FullDiskError if there is no space."""
     try:
-        with _Summing(aside / name) as file:
-            torch.save(state, file)
+        with naming_full_disk(aside / name), _Summing(aside / name) as file:
+            _save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError):  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError):
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return _sum_line(file.sha256.hexdigest(), name)
 
 
+def _save(state: dict[str, Any], file: _Summing) -> None:
+    """Save as torch does, but raise the file's own error: torch tells "enforce fail at inline_container.cc" instead."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if file.failure:
+            raise file.failure from error
+        raise
+
+
 def _finish(run_dir: Path, name: str, sums: str, keep: int) -> Path:
-    """Give the checkpoint its sums and its name, and delete the checkpoints that are not kept."""
+    """Give the checkpoint its sums and its name, and delete those that are not kept, or unusable and no newer."""
     aside, final = run_dir / FOLDER / ASIDE, run_dir / FOLDER / name
     if final.exists():  # it was saved before the evaluation of this iteration, and now after it
         write_atomically(final / SUMS, sums + (final / SUMS).read_text())  # whichever state a crash leaves has its sum
@@ -104,12 +120,18 @@ def _finish(run_dir: Path, name: str, sums: str, keep: int) -> Path:
     kept = {final, *after_iterations(run_dir)[-keep:]}
     for old in [path for older in names(run_dir) if (path := run_dir / FOLDER / older) not in kept]:
         shutil.rmtree(old.rename(aside))  # half deleted it would look like a damaged one
+    for path in (run_dir / FOLDER).glob(f"{UNUSABLE}*"):
+        if path.name.removeprefix(UNUSABLE) <= name:  # a complete one stands in its place
+            shutil.rmtree(path)
     return final
 
 
 def set_aside(run_dir: Path, name: str) -> Path:
-    """Take an unusable checkpoint out of the run's way, under another name, and return its path."""
-    there, kept = run_dir / FOLDER / name, run_dir / FOLDER / f"unusable-{name}"
+    """Take an unusable checkpoint out of the run's way, under another name, and return its path.
+
+    It is deleted as soon as the run has saved a whole one that is as new.
+    """
+    there, kept = run_dir / FOLDER / name, run_dir / FOLDER / f"{UNUSABLE}{name}"
     if kept.exists():
         shutil.rmtree(kept)
     return there.rename(kept)

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, RecordWriter, last_recorded, read_manifest, write_manifest
+from flash_grpo.records.full_disk import Reserve, naming_full_disk
 from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import manifest
@@ -36,12 +37,13 @@ class RunDirectory:
         """
         self.path, self.manifest, self.ranks, self.max_idle_starts = path, described, ranks, max_idle_starts
         self.records: RecordWriter | None = None
-        self.begun = False
+        self.begun, self.reserve = False, Reserve(path)
         self.set_aside: list[str] = []  # see ProgramStart
         self._new = not (path / MANIFEST).exists()
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        self.lock = lock(path) if ranks.is_main else None
+        with naming_full_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(path) if ranks.is_main else None
         if ranks.is_main:
             (path / FAILURE).unlink(missing_ok=True)
         if earlier := ranks.from_main(read_manifest(path) if ranks.is_main else None):
@@ -57,6 +59,7 @@ class RunDirectory:
         self.refuse_endless_restarts(progress)
         if self.ranks.is_main:
             self.records = RecordWriter(self.path, records_length)
+            self.reserve.take()
             self.manifest.starts.append(manifest.start(progress, self.set_aside))
             self._write("running", "")
         self.ranks.barrier()  # otherwise another rank could fail before run.json says "running"
@@ -78,40 +81,35 @@ class RunDirectory:
         if refusal := manifest.endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
             raise RuntimeError(refusal)
 
-    def finish(self, status: str, reason: str = "") -> None:
+    def complete(self) -> None:
+        """Write that the run is complete."""
         if self.ranks.is_main:
-            self._write(status, reason)
+            self._write_last("completed", "")
+
+    def leave(self, reason: str) -> None:
+        """Write why this start ends before the run is complete, where it began. The run has saved: never raises."""
+        if not self.begun:
+            self.leave_as_found()
+        elif self.ranks.is_main:
+            try:
+                self._write_last("running", reason)
+            except OSError as problem:
+                log.error("%s: the end of this start could not be noted there: %s", self.path, problem)
 
     def fail(self, error: BaseException) -> None:
-        """Write the reason for the failure to run.json. Only the first rank that fails writes it: others fail because of it.
+        """Write the reason to run.json, if this rank is the first to fail; rank 0 also appends a FailureRecord.
 
-        Checkpoints are kept. Rank 0 also appends a FailureRecord if it still can. Never raises: what cannot be written, on a
-        full disk or beside damaged files, is logged, and the caller's `error` is what the user sees.
+        Never raises: what cannot be written is logged, and the caller's `error` is what the user sees.
         """
         for write in (self._write_failed, self._append_failure):
             try:
-                write(self._reason(error), error)
+                write(_reason(error, self.ranks), error)
             except Exception as problem:
                 log.error("%s: the failure could not be noted there: %s", self.path, problem)
-
-    def _reason(self, error: BaseException) -> str:
-        of_a_rank = self.ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere)
-        rank = f" (rank {self.ranks.rank} of {self.ranks.world_size})" if of_a_rank else ""
-        return f"{type(error).__name__}: {error}{rank}"
 
     def _append_failure(self, reason: str, error: BaseException) -> None:
         if self.records:
             self.append(FailureRecord(iteration=last_recorded(self.path) + 1, reason=self._on_disk().reason or reason))
-
-    def _is_first(self) -> bool:
-        """Return True if no other rank has failed before; the file may be impossible to make, which proves nothing."""
-        try:
-            open(self.path / FAILURE, "x").close()
-        except FileExistsError:
-            return self.ranks.world_size == 1
-        except OSError as problem:
-            log.warning("%s: %s", self.path / FAILURE, problem.strerror)
-        return True
 
     def _on_disk(self) -> RunManifest:
         """Return what run.json says, which another rank may have written; if it is damaged, what this rank knows."""
@@ -122,14 +120,14 @@ class RunDirectory:
             return self.manifest
 
     def _write_failed(self, reason: str, error: BaseException) -> None:
-        if isinstance(error, RewardErrorElsewhere) or not self._is_first():
-            return
+        if isinstance(error, RewardErrorElsewhere) or not _is_first(self.path, self.ranks):
+            return  # the others fail because of the first
         self.manifest = self._on_disk()
         if not self.begun:
             reached = last_recorded(self.path)
             progress = {"iteration": reached, "pieces": 0, "reached": reached}
             self.manifest.starts.append(manifest.start(progress, self.set_aside))
-        self._write("failed", reason, "".join(traceback.format_exception(error)))
+        self._write_last("failed", reason, "".join(traceback.format_exception(error)))
 
     def leave_as_found(self) -> None:
         """Remove the directories that this start has created, if the run did not exist before."""
@@ -139,9 +137,31 @@ class RunDirectory:
                 for folder in self._made:
                     folder.rmdir()
 
+    def _write_last(self, status: str, reason: str, trace: str = "") -> None:
+        """Write this start's last word, into the space that it has kept for it."""
+        self.reserve.release()
+        self._write(status, reason, trace)
+
     def _write(self, status: str, reason: str, trace: str = "") -> None:
         self.manifest.status, self.manifest.reason, self.manifest.traceback = status, reason, trace
         write_manifest(self.path, self.manifest)
+
+
+def _reason(error: BaseException, ranks: Ranks) -> str:
+    of_a_rank = ranks.world_size > 1 and not isinstance(error, RewardErrorElsewhere)
+    rank = f" (rank {ranks.rank} of {ranks.world_size})" if of_a_rank else ""
+    return f"{type(error).__name__}: {error}{rank}"
+
+
+def _is_first(directory: Path, ranks: Ranks) -> bool:
+    """Return True if no other rank has failed before; the file may be impossible to make, which proves nothing."""
+    try:
+        open(directory / FAILURE, "x").close()
+    except FileExistsError:
+        return ranks.world_size == 1
+    except OSError as problem:
+        log.warning("%s: %s", directory / FAILURE, problem.strerror)
+    return True
 
 
 def lock(directory: Path) -> TextIO:

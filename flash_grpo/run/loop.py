@@ -11,6 +11,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.records.files import read_manifest
+from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.schema import EvalRecord, IterationRecord
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import contact_sheet, manifest
@@ -143,15 +144,14 @@ class Run:
 
 
 def run(cfg: DictConfig, run_name: str) -> Path:
-    """Run the configuration to its budget and return the run's directory."""
+    """Run the configuration to its budget and return the run's directory. FullDiskError for want of space anywhere."""
     place = claim(cfg, run_name)
     try:
-        load(cfg, place).to_the_end(StopRequest())
+        with naming_full_disk(place.path):
+            load(cfg, place).to_the_end(StopRequest())
+            place.complete()
     except (Interrupted, KeyboardInterrupt) as error:
-        if place.begun:
-            place.finish("running", f"interrupted: {error}")
-        else:
-            place.leave_as_found()
+        place.leave(f"interrupted: {error}")
         raise
     except ConfigError as error:
         if SlurmJob.here():  # the run was submitted: run.json must say why it failed
@@ -162,7 +162,6 @@ def run(cfg: DictConfig, run_name: str) -> Path:
     except BaseException as error:
         place.fail(error)
         raise
-    place.finish("completed")
     return place.path
 
 

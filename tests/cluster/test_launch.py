@@ -195,6 +195,41 @@ def test_a_site_without_accounting_is_accepted_and_told_that_there_is_no_bill(pr
     assert caplog.text.count(words) == 1
 
 
+def _submitted(root, small):
+    chosen = [override for override in small if "run_name" not in override]
+    places = [f"runs_root={root}", "study=study", "run_name=seed${seed}", "hydra.launcher.rehearse=null"]
+    command = [sys.executable, ROOT / "train.py", "-m", "slurm=cpu", "hydra.launcher.timeout_min=10", "seed=0,1"]
+    return subprocess.run([*command, "detach=true", *chosen, *places], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("root", ["{tmp}/file", "{tmp}/file/runs", "{tmp}/link", "/proc/runs", "/dev/null/runs"])
+def test_an_unusable_runs_root_is_refused_in_one_line_before_anything_is_queued(pretended, tmp_path, small, root):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere/at/all")
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/queued\n")
+    root = root.format(tmp=tmp_path)
+    done = _submitted(root, small)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and root in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "file", "link"]
+
+
+def test_a_full_disk_at_submission_is_called_one(pretended, tmp_path, small):
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here: needs root")
+    try:
+        done = _submitted(place, small)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert line.startswith(f"error: {place}/study/.submitit") and "no space left (" in line
+        assert not list(place.rglob("jobs.jsonl"))
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 

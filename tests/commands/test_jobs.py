@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -367,6 +368,23 @@ def test_on_a_full_disk_the_table_is_shown_and_no_bill_is_written(tmp_path, monk
     jobs.main([str(tmp_path)])
     assert "complete" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "seed0").iterdir()] == ["run.json"]
+
+
+def test_a_damaged_checkpoint_that_did_not_stop_the_run_is_said(tmp_path):
+    submitted(tmp_path)
+    begun = ProgramStart(time="2026-01-01T00:00:00+0000", slurm=IDS, set_aside=["000014+001: a/state.pt: its checksum"])
+    written(tmp_path, "completed", starts=[begun])
+    (run,) = run_states(tmp_path, ended("COMPLETED"))
+    assert (run.state, run.why) == ("complete", "its checkpoint 000014+001 was damaged: went on from an older one")
+
+
+def test_a_run_whose_log_is_on_a_full_disk_is_said_to_have_had_one(tmp_path, monkeypatch):
+    submitted(tmp_path)
+    full = SimpleNamespace(f_bavail=0, f_blocks=2000, f_frsize=4096, f_files=0, f_favail=0)
+    monkeypatch.setattr("os.statvfs", lambda path: full)
+    (run,) = run_states(tmp_path, ended("FAILED"))
+    said = f"ended without a word; {tmp_path}/.submitit/7_0: no space left (0 B of 8.19 MB are free); make room"
+    assert run.state == "failed" and run.why.startswith(said)
 
 
 def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm(tmp_path, monkeypatch, capsys):

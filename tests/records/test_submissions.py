@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from flash_grpo.records.files import read_manifest
+from flash_grpo.records.full_disk import FullDiskError
 from flash_grpo.records.schema import Bill, BilledStart, ProgramStart
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, read_submitted
@@ -32,6 +33,14 @@ def test_a_line_without_point_is_read_and_unknown_keys_are_ignored(tmp_path):
     assert read_submitted(tmp_path) == {"seed0": [SubmittedRun(**LINE, point="")]}
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/etc", "..", ".submitit", "", "a\nb", "x" * 300])
+def test_a_run_whose_name_leads_out_of_the_study_is_left_out_and_named(tmp_path, caplog, name):
+    _write_lines(tmp_path, LINE, {**LINE, "run": name})
+    assert list(read_submitted(tmp_path)) == ["seed0"]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{tmp_path}/.submitit/jobs.jsonl, line 2: run=") and "\n" not in warning
+
+
 def test_lines_that_do_not_fit_on_the_disk_are_not_written_at_all(tmp_path, monkeypatch):
     _write_lines(tmp_path, LINE)
     path = tmp_path / ".submitit/jobs.jsonl"
@@ -52,7 +61,7 @@ def test_lines_that_do_not_fit_on_the_disk_are_not_written_at_all(tmp_path, monk
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("builtins.open", Full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FullDiskError, match=r"jobs\.jsonl: no space left \("):
         append_submitted(tmp_path / ".submitit", [SubmittedRun(**LINE)])
     monkeypatch.undo()
     assert path.read_bytes() == before
