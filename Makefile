@@ -6,11 +6,13 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo slurm-demo test test-slurm fuzz soak lint format clean
+.PHONY: help install demo slurm-demo test test-slurm fuzz soak lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "One run: $(BIN)/python train.py     Everything it takes: $(BIN)/python train.py --help"
+
+install: $(READY)  ## makes .venv with everything that the tests need
 
 demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (3 minutes on two cores)
 	$(BIN)/python train.py -m sweeps=demo
@@ -41,8 +43,12 @@ format: $(READY)  ## formats the code, and fixes what ruff can fix safely
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:  ## removes .venv and caches, leaves runs/ alone
-	rm -rf .venv .pytest_cache .ruff_cache
+docs: $(READY)  ## the documentation as a site, in site/ (two minutes; runs the notebooks on the committed study)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --clean
+
+clean:  ## removes .venv, caches and the site, leaves runs/ alone
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache site
 
 # Made anew where the dependencies changed.
 $(READY): pyproject.toml constraints.txt

@@ -10,7 +10,7 @@ The names below are for programs that use the suite as a library; each is import
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Method": "algorithm.method",

@@ -2,13 +2,19 @@
 
 Writes RUN/export/pytorch_lora_weights.safetensors for `WanPipeline.load_lora_weights(RUN/export)`. If the run trained every
 weight, writes RUN/export/transformer for `WanTransformer3DModel.from_pretrained`.
+
+With --card it also writes a model card, RUN/export/README.md, so that the folder is what the Hub takes, and copies the contact
+sheets before and after training. Nothing is uploaded: it prints the command that would do that.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
+from flash_grpo.measure.card import write_card
 from flash_grpo.records.full_disk import FullDiskError, naming_full_disk
+from flash_grpo.run import checkpoint
 from flash_grpo.run.stored import TRUST, known_run, policy_of, saved_state
 
 
@@ -23,16 +29,32 @@ def export(run_dir: Path, output: Path | None = None, iteration: int | None = No
     return output
 
 
+def describe(run_dir: Path, folder: Path, iteration: int | None = None) -> None:
+    """Write the model card beside exported weights, with the run's contact sheets. ValueError if it was never evaluated."""
+    after = int(checkpoint.after_iterations(run_dir)[-1].name) if iteration is None else iteration
+    write_card(run_dir, known_run(run_dir), folder, after)
+    for sheet in sorted((run_dir / "samples").glob("*.png")):
+        (folder / "samples").mkdir(exist_ok=True)
+        shutil.copy(sheet, folder / "samples")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--output", type=Path, help="default: RUN/export")
     parser.add_argument("--iteration", type=int, help="of a kept checkpoint; default: the newest")
+    parser.add_argument(
+        "--card", action="store_true", help="also write a model card: the folder is then fit for the Hub"
+    )
     parser.add_argument("--trust", action="store_true", help=TRUST)
     args = parser.parse_args(argv)
     try:
         with naming_full_disk(args.output or args.run):
-            print(export(args.run, args.output, args.iteration, args.trust))
+            folder = export(args.run, args.output, args.iteration, args.trust)
+            print(folder)
+            if args.card:
+                describe(args.run, folder, args.iteration)
+                print(f"to upload it: hf upload USER/NAME {folder}")
     except FullDiskError as error:
         sys.exit(f"stopped: {error}")
     except ValueError as error:

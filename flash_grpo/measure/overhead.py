@@ -31,7 +31,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     iteration_and_parts = zip(measured["iteration"], unavoidable, strict=True)
     ratios = [iteration / parts for iteration, parts in iteration_and_parts]
     return {
-        "model": cfg.model.path,
+        "model": cfg.model.get("path", cfg.model._target_),
         "method": cfg.method.name,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),

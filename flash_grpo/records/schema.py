@@ -217,7 +217,8 @@ class RunManifest:
     """The content of run.json: what defines a run, what it ran on, and how it ended.
 
     format: of the run's directory, see FORMAT; 1 in directories from before the format had a number.
-    run_name, study: the last two components of the directory's path. method: name of the method. seed, model: as configured.
+    run_name, study: the last two components of the directory's path. method: name of the method. seed: as configured.
+    model: its path, or the name of a class of a user's own.
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
     schedule: the sigma grid and std per step as used; schedule_hash: their sha256. prompts_hash: of all texts.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.

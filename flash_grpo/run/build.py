@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
     """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
     schedule = build(cfg.schedule, "schedule", FlowSchedule)
+    check_arguments(cfg.method.plan, "method.plan")
+    check_arguments(cfg.reward, "reward")
     method = build(cfg.method, "method", Method)
     check_method(method, schedule)
     check_arguments(cfg.model, "model")

@@ -35,7 +35,7 @@ def describe(
         run_name=run_name,
         study=config["study"],
         method=config["method"]["name"],
-        model=config["model"]["path"],
+        model=config["model"].get("path") or config["model"]["_target_"],  # a model of one's own may have no path
         seed=config["seed"],
         config=config,
         config_hash=hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),

@@ -56,7 +56,7 @@ def _rehearse_reward(text: str) -> None:
 @lru_cache
 def _rehearse_model(model: str, optim: str) -> None:
     node, optim_node = DictConfig(OmegaConf.create(model)), DictConfig(OmegaConf.create(optim))
-    if node.get("weights") != "random":
+    if "path" in node and node.get("weights") != "random":  # a model of one's own may need no files
         build.checked(pipeline_folder, node.path, node.get("revision"))
     in_place = {"device": "meta", "weights": "random"} if node.get("architecture") else {"device": "cpu"}
     policy = build.build(node, "model", lora=optim_node.lora, **in_place)

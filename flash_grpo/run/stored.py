@@ -47,7 +47,7 @@ def policy_of(manifest: RunManifest, device: str, trust: bool = False) -> Policy
     return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
 
 
-def _gain(first: dict[str, float | None], last: dict[str, float | None]) -> str:
+def gain(first: dict[str, float | None], last: dict[str, float | None]) -> str:
     """Return the mean gain over prompts with its interval, in words; a single prompt has no interval."""
     gains = torch.tensor([_number(last[text]) - _number(first[text]) for text in first if text in last])
     if len(gains) < 2:
@@ -64,7 +64,7 @@ def summary(directory: Path) -> str:
     cost = from_json(Cost, last["cost"])
     return (
         f"evaluation reward {_number(first['reward_mean']):.3f} -> {_number(last['reward_mean']):.3f} "
-        f"({_gain(first['prompt_rewards'], last['prompt_rewards'])})\n"
+        f"({gain(first['prompt_rewards'], last['prompt_rewards'])})\n"
         f"cost              {cost.device_seconds:.1f} device-seconds, {cost.pflop:.4f} PFLOP, "
         f"{last['iteration']} iterations\n"
         f"records           {directory / RECORDS}\nsamples           {directory / 'samples'}"

@@ -15,6 +15,7 @@ from flash_grpo.algorithm.types import FlowSchedule
 from flash_grpo.run.settings import ConfigError
 
 GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
+OF_YOUR_OWN = ("method", "reward", "model")  # groups with an option `own`
 KEYS = ("schedule", "method", "model", "prompts", "reward", "rollout", "training", "optim", "budget", "evaluation")
 
 
@@ -89,14 +90,23 @@ def check_arguments(node: DictConfig, key: str) -> None:
         unknown += sorted(names & set(required))
     missing = [name for name in required if name not in names and not node.get("_partial_")]
     if unknown:
-        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}")
+        raise ConfigError(f"{key}: {node._target_} takes no {', '.join(unknown)}{_way_out(node, key)}")
     if missing:
         raise ConfigError(f"{key}.{missing[0]}: must be given")
 
 
+def _way_out(node: DictConfig, key: str) -> str:
+    """Return how a part of a user's own begins without the keys of the part that it replaces; '' for parts of ours."""
+    group = key.partition(".")[0]
+    if group not in OF_YOUR_OWN or node._target_.startswith("flash_grpo."):
+        return ""
+    return f"; {group}=own begins without the keys of another {group}"
+
+
 def _signature(target: str, key: str) -> inspect.Signature:
+    called = located(target, key)
     try:
-        return inspect.signature(located(target, key))
+        return inspect.signature(called)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target}: cannot be called") from error
 

@@ -16,6 +16,7 @@ from flash_grpo.run.compose import CONF
 TARGET = "_target_"
 # Called by no command that reads a stored configuration, so that a method of one's own needs no --trust to be exported.
 NOT_BUILT = ("method", "schedule", "rollout", "budget", "optim.optimizer")
+NOT_NAMED = "???"  # of the options `own`, whose target a user names
 SENDS = "flash_grpo.rewards.client.RemoteReward"
 
 
@@ -23,7 +24,7 @@ SENDS = "flash_grpo.rewards.client.RemoteReward"
 def parts() -> frozenset[str]:
     """Return the targets that a stored configuration may name: those of flash_grpo/conf, without the reward servers' client."""
     files = [OmegaConf.to_container(OmegaConf.load(path)) for path in Path(CONF).rglob("*.yaml")]
-    return frozenset(target for file in files for target in _targets(file)) - {SENDS}
+    return frozenset(target for file in files for target in _targets(file)) - {SENDS, NOT_NAMED}
 
 
 def _targets(node: Any) -> list[str]:

@@ -13,6 +13,15 @@ from flash_grpo.algorithm.schedule import NOISE_LEVELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "flash_grpo/conf"
+OWN = {  # what the options `own` leave to the user
+    "method": (
+        "method.name=mine",
+        "method.plan._target_=flash_grpo.algorithm.plans.FullTrajectory",
+        "optim.optimizer.lr=1e-4",
+    ),
+    "reward": ("reward._target_=flash_grpo.rewards.brightness.brightness",),
+    "model": ("model._target_=flash_grpo.policies.wan.WanPolicy",),
+}
 GROUP_FILES = sorted(
     [
         *(path for path in CONF.rglob("*.yaml") if path.parent != CONF),
@@ -39,7 +48,7 @@ def _composed(*overrides: str):
 
 @_group_files()
 def test_every_yaml_composes_to_a_run_whose_parts_can_be_built(group, option):
-    cfg = _composed(f"{group}={option}")
+    cfg = _composed(f"{group}={option}", *(OWN[group] if option == "own" else ()))
     schedule, method = instantiate(cfg.schedule), instantiate(cfg.method)
     method.plan.candidates(len(schedule))
     assert method.weigh(schedule).shape == (len(schedule),)

@@ -28,7 +28,7 @@ LIBRARIES = {  # besides the standard library; a file at the top of flash_grpo m
     "training": {"torch", "numpy", "accelerate"},
     "cluster": {"submitit", "hydra", "omegaconf", "psutil", "rich"},
     "run": {"torch", "hydra", "omegaconf", "tqdm", "PIL"},
-    "measure": {"torch", "hydra", "omegaconf", "tqdm", "imageio"},
+    "measure": {"torch", "hydra", "omegaconf", "tqdm", "imageio", "huggingface_hub"},
 }
 SHARED = {"hub", "overrides", "process_exit"}  # files at the top that are not commands
 

@@ -74,14 +74,24 @@ def test_a_slurm_profile_touches_only_hydra(profile):
 
 def test_every_dependency_is_pinned_without_a_local_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {_name(item) for item in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}
+    extras = project["optional-dependencies"]
+    wanted = {_name(item) for item in [*project["dependencies"], *extras["dev"], *extras["docs"]]}
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     assert not wanted - {_name(line) for line in lines}
 
 
+def test_the_lock_of_uv_holds_the_same_versions():
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    locked = {(package["name"], package["version"]) for package in lock}  # several for several versions of Python
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    assert not {(_name(name), version) for name, version in pins} - locked
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["name"], project["version"]) in locked
+
+
 def _name(requirement: str) -> str:
-    return re.split(r"[\[=<>~ ]", requirement)[0].lower().replace("_", "-")
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>~ ]", requirement)[0]).lower()
 
 
 @pytest.mark.parametrize(
