@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from flash_grpo.algorithm import keyed
-from flash_grpo.algorithm.needs import Needs
+from flash_grpo.algorithm.needs import TRANSITION, Needs
 from flash_grpo.algorithm.noise import Key, NoiseKeys, initial_state
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.sde import log_prob, ode_step, sde_mean
@@ -61,7 +61,7 @@ def denoise(
     schedule: FlowSchedule,
     mask_BT: torch.Tensor,
     *,
-    needs: Needs = Needs(where="transition"),
+    needs: Needs = TRANSITION,
     solve: Solver = euler,
     at_once: int | None = None,
     before_velocity: Callable[[], None] = lambda: None,
@@ -70,9 +70,9 @@ def denoise(
 ) -> Denoised:
     """Go from noise to latents. Rollouts whose keys so far are equal are one state, which is computed once.
 
-    mask_BT: which steps are trained. needs: of the target. at_once: states in one call of the policy; None is all. before_velocity: may
-    raise to give up. after_step: is given the state of things, from which `resumed` goes on. DivergedError where the latents
-    are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
+    mask_BT: which steps are trained. needs: of the target. at_once: states in one call of the policy; None is all.
+    before_velocity: may raise to give up. after_step: is given the state of things, from which `resumed` goes on.
+    DivergedError where the latents are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
     """
     now = resumed or _begun(policy, condition_BMD, keys)
     for step in range(now.step, len(schedule)):
@@ -147,9 +147,7 @@ def _stepped(
     return replace(after, kept=(*now.kept, _passed(now, v, schedule, mask_B, x_next=needs.siblings == "x_next")))
 
 
-def _passed(
-    now: Denoising, v: torch.Tensor, schedule: FlowSchedule, mask_B: torch.Tensor, x_next: bool
-) -> Transitions:
+def _passed(now: Denoising, v: torch.Tensor, schedule: FlowSchedule, mask_B: torch.Tensor, x_next: bool) -> Transitions:
     """Return the deterministic steps of the masked rollouts. x_next: keep where an Euler step leads, whatever the solver."""
     rows = mask_B.nonzero().flatten()
     used_U, state_N = now.state_B[rows].unique(return_inverse=True)

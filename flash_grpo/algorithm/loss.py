@@ -33,9 +33,7 @@ def clipped_surrogate(
 def without_ratio(loss_N: torch.Tensor) -> LossTerms:
     """Return the terms of a loss that compares no two policies: its ratio is 1."""
     zero_N = torch.zeros_like(loss_N.detach())
-    return LossTerms(
-        loss_N=loss_N, ratio_N=zero_N + 1, clipped_N=zero_N.bool(), approx_kl_N=zero_N, base_kl_N=zero_N
-    )
+    return LossTerms(loss_N=loss_N, ratio_N=zero_N + 1, clipped_N=zero_N.bool(), approx_kl_N=zero_N, base_kl_N=zero_N)
 
 
 def with_kl(terms: LossTerms, base_kl_N: torch.Tensor, kl_weight: float) -> LossTerms:

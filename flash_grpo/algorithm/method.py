@@ -81,13 +81,15 @@ class Method:
             )
         if not needs.stochastic and _function(self.weigh) in OF_THE_SDE:
             raise ValueError(
-                f"method.weigh={_name(self.weigh)}: undoes a factor of the SDE's log-probability, which {target} does not have; "
-                "use flash_grpo.algorithm.weighting.uniform"
+                f"method.weigh={_name(self.weigh)}: undoes a factor of the SDE's log-probability, and {target} has "
+                "none; use flash_grpo.algorithm.weighting.uniform"
             )
         if not needs.ratio and self.ratio_clip is not None:
             raise ValueError(f"method.ratio_clip={self.ratio_clip}: {target} has no ratio to clip; set it to null")
         if needs.restraint and self.ratio_clip is None and not self.kl_weight:
-            raise ValueError(f"method.ratio_clip=null: {target} needs it or method.kl_weight, without which nothing bounds it")
+            raise ValueError(
+                f"method.ratio_clip=null: {target} needs it or method.kl_weight, without which nothing bounds it"
+            )
 
     def _refuse_a_name_of_another(self) -> None:
         """Raise ValueError if figures would call this method by a name that stands for something else."""

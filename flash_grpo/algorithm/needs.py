@@ -31,3 +31,7 @@ class Needs:
     @property
     def x_0(self) -> bool:
         return "x_0" in (self.where, self.siblings)
+
+
+TRANSITION = Needs(where="transition", ratio=True)
+"""What is needed of a stochastic step."""

@@ -29,9 +29,10 @@ def flow_schedule(
     """Return the grid of `num_steps` denoising steps, float32, noisy to clean, with its stochastic step.
 
     shift: timestep shift s·σ/(1 + (s-1)·σ). grid: "release" is the paper's public code, "diffusers" is what UniPC with flow
-    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise: the SDE, "linear", "flow" and "constant" see `diffusion_coefficient`,
-    "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`. max_std: upper bound of the
-    diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids do. ValueError names the key.
+    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise: the SDE, "linear", "flow" and "constant" see
+    `diffusion_coefficient`, "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`.
+    max_std: upper bound of the diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids
+    do. ValueError names the key.
     """
     ranges.whole("schedule.num_steps", num_steps, at_least=2, at_most=1000)
     ranges.number("schedule.shift", shift, at_least=1e-3, at_most=1e3)

@@ -26,7 +26,7 @@ import torch
 from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.denoise import replayed, sde_step_mean
 from flash_grpo.algorithm.loss import clipped_surrogate, without_ratio
-from flash_grpo.algorithm.needs import Needs
+from flash_grpo.algorithm.needs import TRANSITION, Needs
 from flash_grpo.algorithm.sde import ode_step
 from flash_grpo.algorithm.types import FlowSchedule, LossTerms, Transitions
 
@@ -86,13 +86,11 @@ def predicted(
     return v_S, torch.full((len(v_S),), 0.5**0.5).to(v_S)
 
 
-@needing(Needs(where="transition", ratio=True))
+@needing(TRANSITION)
 def sde_logprob(mean_N: torch.Tensor, at: Replay) -> LossTerms:
     """Train -A·log p(x_next given x) of the stochastic steps, by clipped ratios (Flow-GRPO, Flash-GRPO and most others)."""
     old_N = at.taken.logp_old_N.to(mean_N)
-    return clipped_surrogate(
-        replayed(mean_N, at.taken, at.schedule), old_N, at.advantage_N, at.weight_N, at.ratio_clip
-    )
+    return clipped_surrogate(replayed(mean_N, at.taken, at.schedule), old_N, at.advantage_N, at.weight_N, at.ratio_clip)
 
 
 @needing(Needs(where="state", siblings="x_0"))

@@ -128,7 +128,9 @@ class RolloutMaker:
             condition_BMD=condition_BMD,
             video_BFHWC=torch.cat(videos),
             transitions=made.transitions.cpu(),  # an iteration's fill a GPU: method=full on 8 ranks makes 15 GB a rank
-            x_0_BCFHW=(made.latent_BCFHW if self.method.needs.x_0 else made.latent_BCFHW.new_empty(len(batch), 0)).cpu(),
+            x_0_BCFHW=(
+                made.latent_BCFHW if self.method.needs.x_0 else made.latent_BCFHW.new_empty(len(batch), 0)
+            ).cpu(),
         )
 
     @torch.no_grad()

@@ -74,7 +74,11 @@ class Updater:
             return self._velocity(mine, condition_BMD)[2][mine.taken.state_N].cpu()
 
         old_N = torch.zeros_like(steps.taken.x_SCFHW)[steps.taken.state_N]
-        with self.journal.section(lambda: self._any_velocity(condition_BMD)):
+
+        def keep_up() -> None:
+            self._any_velocity(condition_BMD)
+
+        with self.journal.section(keep_up):
             for index, rows in enumerate(steps.trained_N.nonzero().flatten().split(self.at_once)):
                 if f"old/{index}" not in self.journal.done:
                     self.journal.leave_if_asked()
