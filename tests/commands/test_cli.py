@@ -150,7 +150,10 @@ BAD = {
         "ablations=awm method.initial_noise=shared",
         ["method.initial_noise=shared", "equal"],
     ),
-    "a neighbourhood of no size": ("method.initial_noise=0.0", ["method.initial_noise=0.0", "a positive number, below 1"]),
+    "a neighbourhood of no size": (
+        "method.initial_noise=0.0",
+        ["method.initial_noise=0.0", "a positive number, below 1"],
+    ),
     "noise of another kind": ("method.initial_noise=near", ["method.initial_noise=near", "independent, shared, or"]),
     "a weight of an SDE that is not there": (
         "ablations=awm method.weigh._target_=flash_grpo.algorithm.weighting.inverse_lambda",

@@ -54,6 +54,15 @@ def test_the_readmes_own_method_runs_as_it_says(tmp_path):
     assert "EarlySteps has no candidates(num_steps)" in refused.stderr
 
 
+def test_the_readmes_own_target_runs_as_it_says(tmp_path):
+    text = (ROOT / "README.md").read_text().partition("A target is a function and a statement")[2]
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    done = _trained(tmp_path, *text.partition("`python train.py ")[2].partition("`")[0].split())
+    assert done.returncode == 0, done.stderr
+    records = [record for record in read_records(tmp_path / "runs/default/early") if record["kind"] == "iteration"]
+    assert len(records) == 2 and min(record["gradient_norm"] for record in records) > 0
+
+
 def _trained(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run train.py from `folder`, where Python finds modules too, for two small iterations."""
     few = ("budget.iterations=2", "evaluation.every=1", "rollout.layout.num_prompts=1", "run_name=early")
