@@ -53,7 +53,13 @@ METHODS = {
 FALLBACK_COLORS = ("#7a4b2a", "#00798c", "#d1499b", "#6b705c", "#3d5a80", "#e07a5f")
 FALLBACK_MARKERS = ("<", ">", "h", "p", "d", "8", "*")
 FALLBACK_LINES = ((0, (2, 1)), (0, (5, 3)), (0, (3, 1, 1, 1)), (0, (8, 2, 2, 2)))
-NOISE_NAMES = {"linear": "linear SDE noise", "flow": "flow SDE noise", "cps": "Flow-CPS noise", "": ""}
+NOISE_NAMES = {
+    "linear": "linear SDE noise",
+    "flow": "flow SDE noise",
+    "cps": "Flow-CPS noise",
+    "constant": "constant SDE noise",
+    "": "",
+}
 NOISES = tuple(filter(None, NOISE_NAMES))
 
 

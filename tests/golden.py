@@ -39,6 +39,7 @@ METHODS = {
         "training.batch=12",
     ),
 }
+WITHOUT_SDE = {name: (f"ablations={name}",) for name in ("finite_difference", "neighbor_grpo", "awm", "diffusion_nft")}
 COMMON = (
     "device=cpu",
     "budget.pflop=null",
@@ -51,7 +52,8 @@ COMMON = (
 COST_TIMES = tuple(f"{name}_seconds" for name in ("device", "server", *COST_PHASES))
 TIMES = ("seconds", "evaluation_seconds", *COST_TIMES)
 DIRECTIONS = 16
-CASES = [(method, sde) for method in METHODS for sde in SDES]
+OVERRIDES = METHODS | WITHOUT_SDE
+CASES = [*((method, sde) for method in METHODS for sde in SDES), *((method, "linear") for method in WITHOUT_SDE)]
 
 
 def file_of(method: str, sde: str) -> Path:
@@ -60,14 +62,14 @@ def file_of(method: str, sde: str) -> Path:
 
 def made(method: str, sde: str, runs_root: Path) -> dict[str, Any]:
     """Run the case and return what its file holds, `machine` apart."""
-    overrides = [*COMMON, *METHODS[method], f"schedule.noise={sde}", f"runs_root={runs_root}", "run_name=golden"]
+    overrides = [*COMMON, *OVERRIDES[method], f"schedule.noise={sde}", f"runs_root={runs_root}", "run_name=golden"]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", overrides=overrides)
     loaded = loop.load(cfg, loop.claim(cfg, cfg.run_name))
     loaded.to_the_end(stop.StopRequest())
     weights = {name: value.detach() for name, value in loaded.trainer.policy.trainable().items()}
     return {
-        "overrides": [*COMMON, *METHODS[method], f"schedule.noise={sde}"],
+        "overrides": [*COMMON, *OVERRIDES[method], f"schedule.noise={sde}"],
         "records": [_without_times(record) for record in read_records(loaded.path)],
         "sha256": hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest(),
         "weights": {name: _digest(name, value) for name, value in weights.items()},

@@ -32,9 +32,13 @@ class Counts:
     videos: float
     """Videos decoded and scored."""
 
+    old_velocities: float = 0.0
+    """Velocities of the rollouts' policy at trained states, where the target needs them and several optimizer steps follow."""
+
     def forwards(self, evaluations_per_velocity: int, kl: bool) -> float:
         """Transformer forwards, per sample; guidance evaluates twice, a KL to the base once more for each trained state."""
-        return evaluations_per_velocity * (self.rollout_velocities + (2 if kl else 1) * self.trained_states)
+        trained = (2 if kl else 1) * self.trained_states
+        return evaluations_per_velocity * (self.rollout_velocities + self.old_velocities + trained)
 
     def backwards(self, evaluations_per_velocity: int) -> float:
         """Transformer backwards, per sample."""
@@ -67,19 +71,23 @@ def counted(
     """Return the counts of one iteration, drawn as the run draws it.
 
     rollout_batch: as `rollout.batch`; it cuts a rank's rollouts into parts of whole groups, so it does not change the counts.
-    kept: which rollouts of a rank's batch have an advantage other than zero, bool [B]; None is all.
+    kept: which rollouts of a rank's batch are trained, bool [B]: those with an advantage other than zero or, of a target that
+    needs all siblings, those of a group with one; None is all.
     """
-    velocities = states = videos = 0
+    velocities = states = videos = old = 0
+    needs, several = method.needs, layout.epochs * layout.optimizer_steps > 1
     for rank in range(layout.world_size):
         whole = layout.batch(iteration, [""] * layout.num_prompts, rank)
         for route in routes(whole, method.plan(whole, num_steps, seed), path, rollout_batch):
             batch = route.batch
             keys = noise_keys(batch, seed, method.initial_noise)
             keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
-            of_part = distinct_states(keys, route.sde_mask_BT, keep_B, batch.optimizer_step_B)
+            mask_BT = route.sde_mask_BT
+            of_part = distinct_states(keys, mask_BT, keep_B, batch.optimizer_step_B, needs.stochastic)
             velocities, videos = velocities + of_part[0], videos + len(batch)
             states += layout.epochs * of_part[1]
-    return Counts(rollout_velocities=velocities, trained_states=states, videos=videos)
+            old += int(mask_BT[keep_B].sum()) if needs.old_velocity and several else 0
+    return Counts(rollout_velocities=velocities, trained_states=states, videos=videos, old_velocities=old)
 
 
 def expected(
@@ -104,18 +112,23 @@ def expected(
 
 
 def distinct_states(
-    keys: NoiseKeys, sde_mask_BT: torch.Tensor, keep_B: torch.Tensor, optimizer_step_B: torch.Tensor
+    keys: NoiseKeys,
+    mask_BT: torch.Tensor,
+    keep_B: torch.Tensor,
+    optimizer_step_B: torch.Tensor,
+    stochastic: bool = True,
 ) -> tuple[int, int]:
     """Return how many velocities these rollouts take, and from how many states each optimizer step's kept ones are trained.
 
     A rollout's state is told by the keys of all noise that it has met; rollouts with equal keys so far are one state.
+    stochastic: whether the trained steps, mask_BT, are.
     """
     met = list(keys.initial_B)
     velocities = trained = 0
-    for step in range(sde_mask_BT.shape[1]):
+    for step in range(mask_BT.shape[1]):
         velocities += len(set(met))
-        rows = sde_mask_BT[:, step].nonzero().flatten().tolist()
+        rows = mask_BT[:, step].nonzero().flatten().tolist()
         trained += len({(met[row], int(optimizer_step_B[row])) for row in rows if keep_B[row]})
-        for row in rows:
+        for row in rows if stochastic else ():
             met[row] = (*met[row], "sde", step, *keys.sde_B[row])
     return velocities, trained

@@ -1,4 +1,4 @@
-"""Denoise by a mask: stochastic where it says so, deterministic elsewhere; and replay what was stochastic.
+"""Denoise by a mask of trained steps, stochastic where the target needs it, deterministic elsewhere; and replay them.
 
 The step taken (`_branched`) and the step replayed (`replayed`) stand side by side: before any update they give the same
 log-probability, so the ratio is 1. That identity is what makes the policy gradient valid.
@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from flash_grpo.algorithm import keyed
-from flash_grpo.algorithm.noise import Key, NoiseKeys
+from flash_grpo.algorithm.needs import TRANSITION, Needs
+from flash_grpo.algorithm.noise import Key, NoiseKeys, initial_state
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.sde import log_prob, ode_step, sde_mean
 from flash_grpo.algorithm.solvers import History, euler
+from flash_grpo.algorithm.transitions import joined
 from flash_grpo.algorithm.types import FlowSchedule, Transitions
 
 Solver = Callable[[torch.Tensor, torch.Tensor, History | None, FlowSchedule, int], torch.Tensor]
@@ -36,7 +38,7 @@ class Denoising:
 
     history: History | None
     kept: tuple[Transitions, ...]
-    """The stochastic steps so far, by step."""
+    """The trained steps so far that the target needs, by step."""
 
     velocities: int
     """Velocities computed so far, one for each distinct state and step."""
@@ -44,7 +46,7 @@ class Denoising:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """What denoising gives: the latents, the stochastic transitions by step and then by row, the velocities computed."""
+    """What denoising gives: the latents, the trained steps by step and then by row, the velocities computed."""
 
     latent_BCFHW: torch.Tensor
     transitions: Transitions
@@ -57,8 +59,9 @@ def denoise(
     condition_BMD: torch.Tensor,
     keys: NoiseKeys,
     schedule: FlowSchedule,
-    sde_mask_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
     *,
+    needs: Needs = TRANSITION,
     solve: Solver = euler,
     at_once: int | None = None,
     before_velocity: Callable[[], None] = lambda: None,
@@ -67,16 +70,16 @@ def denoise(
 ) -> Denoised:
     """Go from noise to latents. Rollouts whose keys so far are equal are one state, which is computed once.
 
-    sde_mask_BT: which steps are stochastic. at_once: states in one call of the policy; None is all. before_velocity: may
-    raise to give up. after_step: is given the state of things, from which `resumed` goes on. DivergedError where the latents
-    are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
+    mask_BT: which steps are trained. needs: of the target. at_once: states in one call of the policy; None is all.
+    before_velocity: may raise to give up. after_step: is given the state of things, from which `resumed` goes on.
+    DivergedError where the latents are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
     """
     now = resumed or _begun(policy, condition_BMD, keys)
     for step in range(now.step, len(schedule)):
         alone = len(now.x_SCFHW) == len(condition_BMD)  # each rollout a state of its own, in order
         condition_SMD = condition_BMD if alone else condition_BMD[_first_rows(now.state_B)]
         v = _velocities(policy, now.x_SCFHW, condition_SMD, schedule.timestep_T[step], at_once, before_velocity)
-        now = _stepped(now, v, keys, schedule, sde_mask_BT[:, step], solve)
+        now = _stepped(now, v, keys, schedule, mask_BT[:, step], needs, solve)
         after_step(now)
     now = _ended(now, schedule)
     if not now.x_SCFHW.isfinite().all():
@@ -93,8 +96,9 @@ def denoise(
 def _begun(policy: Policy, condition_BMD: torch.Tensor, keys: NoiseKeys) -> Denoising:
     """Draw each distinct x_T."""
     state_of = _numbered(keys.initial_B)
-    x = torch.stack([keyed.normal(policy.latent_shape, *key) for key in state_of]).to(condition_BMD.device)
     state_B = torch.tensor([state_of[key] for key in keys.initial_B])
+    drawn = [initial_state(policy.latent_shape, keys, row) for row in _first_rows(state_B).tolist()]
+    x = torch.stack(drawn).to(condition_BMD.device)
     return Denoising(step=0, x_SCFHW=x, state_B=state_B, history=None, kept=(), velocities=0)
 
 
@@ -124,13 +128,39 @@ def _velocities(
 
 
 def _stepped(
-    now: Denoising, v: torch.Tensor, keys: NoiseKeys, schedule: FlowSchedule, sde_mask_B: torch.Tensor, solve: Solver
+    now: Denoising,
+    v: torch.Tensor,
+    keys: NoiseKeys,
+    schedule: FlowSchedule,
+    mask_B: torch.Tensor,
+    needs: Needs,
+    solve: Solver,
 ) -> Denoising:
     """Take one step of all states; a rollout whose step is stochastic goes on in a state of its own."""
     x_next = solve(now.x_SCFHW, v, now.history, schedule, now.step)
     history = History(v_SCFHW=v, known_S=torch.ones(len(v), dtype=torch.bool))
     after = replace(now, step=now.step + 1, x_SCFHW=x_next, history=history, velocities=now.velocities + len(v))
-    return _branched(now, after, v, keys, schedule, sde_mask_B) if sde_mask_B.any() else after
+    if not mask_B.any() or needs.where == "x_0":
+        return after
+    if needs.stochastic:
+        return _branched(now, after, v, keys, schedule, mask_B)
+    return replace(after, kept=(*now.kept, _passed(now, v, schedule, mask_B, x_next=needs.siblings == "x_next")))
+
+
+def _passed(now: Denoising, v: torch.Tensor, schedule: FlowSchedule, mask_B: torch.Tensor, x_next: bool) -> Transitions:
+    """Return the deterministic steps of the masked rollouts. x_next: keep where an Euler step leads, whatever the solver."""
+    rows = mask_B.nonzero().flatten()
+    used_U, state_N = now.state_B[rows].unique(return_inverse=True)
+    x_U = now.x_SCFHW[used_U]
+    euler_U = ode_step(x_U, v[used_U], schedule.dt_T[now.step])
+    return Transitions(
+        rollout_N=rows,
+        step_N=torch.full_like(rows, now.step),
+        state_N=state_N,
+        x_SCFHW=x_U,
+        x_next_NCFHW=euler_U[state_N] if x_next else x_U.new_empty(len(rows), 0),
+        logp_old_N=x_U.new_zeros(len(rows)),
+    )
 
 
 def _branched(
@@ -175,42 +205,19 @@ def _branched(
     )
 
 
-def replayed(
-    v: torch.Tensor, taken: Transitions, schedule: FlowSchedule
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return log-probabilities [N], and the mean [S, ...] and noise std [S] of the SDE steps that were taken.
+def replayed(mean_N: torch.Tensor, taken: Transitions, schedule: FlowSchedule) -> torch.Tensor:
+    """Return the log-probabilities [N] of the SDE steps that were taken, on the device of `mean_N`.
 
-    v: the present policy's velocity of each distinct state of `taken`, on the device where the sums are to be made.
+    mean_N: the steps' mean under the present policy, see `sde_step_mean`.
     """
-    x_S, step_S = taken.x_SCFHW.to(v.device), taken.step_S
-    mean_S = sde_step_mean(x_S, v, schedule, step_S)
-    noise_std_N = schedule.noise_std_T[taken.step_N].to(v)
-    logp_N = log_prob(taken.x_next_NCFHW.to(v.device), mean_S[taken.state_N.to(v.device)], noise_std_N)
-    return logp_N, mean_S, schedule.noise_std_T[step_S].to(v)
+    noise_std_N = schedule.noise_std_T[taken.step_N].to(mean_N)
+    return log_prob(taken.x_next_NCFHW.to(mean_N.device), mean_N, noise_std_N)
 
 
 def sde_step_mean(x: torch.Tensor, v: torch.Tensor, schedule: FlowSchedule, step: torch.Tensor) -> torch.Tensor:
     """Return the mean of the SDE step at `step`, one for all states or one for each [S]."""
     values = (value[step].to(v) for value in (schedule.x_factor_T, schedule.v_factor_T, schedule.dt_T))
     return sde_mean(x, v, *values)
-
-
-def joined(parts: tuple[Transitions, ...] | list[Transitions], like: torch.Tensor) -> Transitions:
-    """Return the parts' transitions in one; `like` gives an empty one its latent shape."""
-    empty = torch.empty(0, dtype=torch.long)
-    nothing = Transitions(
-        rollout_N=empty,
-        step_N=empty,
-        state_N=empty,
-        x_SCFHW=like[:0],
-        x_next_NCFHW=like[:0],
-        logp_old_N=like.new_empty(0),
-    )
-    shifted, states = [nothing], 0
-    for part in parts:
-        shifted.append(replace(part, state_N=part.state_N + states))
-        states += len(part.x_SCFHW)
-    return Transitions(**{name: torch.cat([getattr(part, name) for part in shifted]) for name in vars(nothing)})
 
 
 def _numbered(keys: tuple[Key, ...] | list[Key]) -> dict[Key, int]:

@@ -8,18 +8,22 @@ from typing import Any
 import torch
 
 from flash_grpo.algorithm import ranges
+from flash_grpo.algorithm.batches import Layout
+from flash_grpo.algorithm.needs import Needs
 from flash_grpo.algorithm.plans import FullTrajectory, OneStep, Plan, SlidingWindow
+from flash_grpo.algorithm.targets import Target, needs_of, sde_logprob
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.algorithm.weighting import uniform
+from flash_grpo.algorithm.weighting import OF_THE_SDE, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A mask (`plan`), a weight (`weigh`), and how rewards become a loss.
+    """A mask (`plan`), a weight (`weigh`), a `target`, and how rewards become a loss.
 
     name: what figures call it. rescale: weights to mean 1 over the optimizer update (release).
-    initial_noise: "independent" draws x_T per rollout (paper), "shared" one per prompt. advantage: [P, G] -> [P, G].
-    ratio_clip, kl_weight: see `loss.clipped_surrogate`.
+    initial_noise: "independent" draws x_T per rollout (paper), "shared" one per prompt, a number in a neighbourhood of that
+    radius (Neighbor GRPO). advantage: [P, G] -> [P, G]. target: what is trained, see `targets`; it decides which of these
+    settings mean something. ratio_clip, kl_weight: see `loss`; null is no clip.
     """
 
     name: str
@@ -27,32 +31,75 @@ class Method:
     weigh: Callable[[FlowSchedule], torch.Tensor]
     advantage: Callable[[torch.Tensor], torch.Tensor]
     rescale: bool = True
-    initial_noise: str = "independent"
-    ratio_clip: float = 1e-3
+    initial_noise: str | float = "independent"
+    ratio_clip: float | None = 1e-3
     kl_weight: float = 0.0
+    target: Target = sde_logprob
 
     def __post_init__(self) -> None:
         ranges.text("method.name", self.name)
         ranges.truth("method.rescale", self.rescale)
-        ranges.one_of("method.initial_noise", self.initial_noise, ("independent", "shared"))
-        ranges.number("method.ratio_clip", self.ratio_clip, above=0)
+        _check_initial_noise(self.initial_noise)
+        ranges.number("method.ratio_clip", self.ratio_clip, above=0, null=True)
         ranges.number("method.kl_weight", self.kl_weight, at_least=0)
-        for part in ("plan", "weigh", "advantage"):
+        for part in ("plan", "weigh", "advantage", "target"):
             if not callable(getattr(self, part)):
                 raise ValueError(
                     f"method.{part}={ranges.shown(getattr(self, part))}: must be callable, see conf/method"
                 )
+        self._refuse_what_means_nothing()
         self._refuse_a_name_of_another()
+
+    @property
+    def needs(self) -> Needs:
+        """Return what the target needs."""
+        needs = needs_of(self.target)
+        if needs is None:
+            shown = ranges.shown(self.target)
+            raise ValueError(f"method.target={shown}: does not say what it needs, see algorithm/targets.py")
+        return needs
+
+    def check_plan(self, num_steps: int) -> None:
+        """Raise ValueError if the target compares siblings at one step and the plan gives them several or different ones."""
+        layout = Layout(num_prompts=2, group_size=4)
+        for iteration in range(1, 9) if self.needs.siblings == "x_next" else ():
+            mask_BT = self.plan(layout.batch(iteration, ["", ""], 0), num_steps, 0)
+            first_BT = mask_BT[torch.arange(8) // 4 * 4]
+            if (mask_BT != first_BT).any() or (mask_BT.sum(1) != 1).any():
+                raise ValueError(
+                    f"method.plan: method.target={_name(self.target)} compares siblings at one step, and this plan does not "
+                    "train exactly one, the same for all rollouts of a prompt; use plans.OneStep with shared_by=prompt"
+                )
+
+    def _refuse_what_means_nothing(self) -> None:
+        """Raise ValueError for settings that the target does not use, or must not be used with; table: see `targets`."""
+        needs, target = self.needs, f"method.target={_name(self.target)}"
+        if not needs.stochastic and self.initial_noise == "shared":
+            raise ValueError(
+                f"method.initial_noise=shared: {target} has no stochastic step, so all rollouts of a prompt would be equal; "
+                "use independent, or the radius of a neighbourhood, as in method.initial_noise=0.3"
+            )
+        if not needs.stochastic and _function(self.weigh) in OF_THE_SDE:
+            raise ValueError(
+                f"method.weigh={_name(self.weigh)}: undoes a factor of the SDE's log-probability, and {target} has "
+                "none; use flash_grpo.algorithm.weighting.uniform"
+            )
+        if not needs.ratio and self.ratio_clip is not None:
+            raise ValueError(f"method.ratio_clip={self.ratio_clip}: {target} has no ratio to clip; set it to null")
+        if needs.restraint and self.ratio_clip is None and not self.kl_weight:
+            raise ValueError(
+                f"method.ratio_clip=null: {target} needs it or method.kl_weight, without which nothing bounds it"
+            )
 
     def _refuse_a_name_of_another(self) -> None:
         """Raise ValueError if figures would call this method by a name that stands for something else."""
         if not (meaning := MEANINGS.get(self.name)):
             return
-        weighs_equally = (self.weigh.func if isinstance(self.weigh, partial) else self.weigh) is uniform
         here = {
+            "target": _name(self.target),
             "plan": type(self.plan),
             "shared_by": getattr(self.plan, "shared_by", None),
-            "weighs_equally": weighs_equally,
+            "weighs_equally": _function(self.weigh) is uniform,
             "initial_noise": self.initial_noise,
         }
         if differing := [key for key, value in meaning.items() if here[key] != value]:
@@ -62,15 +109,43 @@ class Method:
             )
 
 
-_ONE_STEP = {"plan": OneStep, "shared_by": "prompt", "weighs_equally": False}
+def _check_initial_noise(value: Any) -> None:
+    if isinstance(value, float):
+        ranges.number("method.initial_noise", value, above=0, below=1)
+    elif value not in ("independent", "shared"):
+        shown = ranges.shown(value)
+        raise ValueError(f"method.initial_noise={shown}: allowed are independent, shared, or a number between 0 and 1")
+
+
+def _function(part: Any) -> Any:
+    return part.func if isinstance(part, partial) else part
+
+
+def _name(part: Any) -> str:
+    return getattr(_function(part), "__name__", type(part).__name__)
+
+
+_SDE = {"target": "sde_logprob"}
+_FULL = _SDE | {"plan": FullTrajectory}
+_ONE_STEP = _SDE | {"plan": OneStep, "shared_by": "prompt", "weighs_equally": False}
 MEANINGS: dict[str, dict[str, Any]] = {
-    "full": {"plan": FullTrajectory},
-    "window": {"plan": SlidingWindow},
+    "full": _FULL,
+    "window": _SDE | {"plan": SlidingWindow},
     "flash": _ONE_STEP,
     "no_rectification": _ONE_STEP | {"weighs_equally": True},
     "no_iso_temporal": _ONE_STEP | {"shared_by": "rollout"},
     "naive_one_step": _ONE_STEP | {"shared_by": "rollout", "weighs_equally": True},
     "shared_noise": _ONE_STEP | {"initial_noise": "shared"},
     "short_branches": _ONE_STEP | {"initial_noise": "shared"},
+    "dancegrpo": _FULL | {"weighs_equally": True, "initial_noise": "shared"},
+    "mixgrpo": _SDE | {"plan": SlidingWindow, "weighs_equally": True, "initial_noise": "shared"},
+    "flow_cps": _FULL | {"weighs_equally": True},
+    "grpo_guard": _FULL | {"weighs_equally": False},
+    "pcpo": _FULL | {"weighs_equally": False},
+    "longcat": _ONE_STEP,
+    "finite_difference": {"target": "finite_difference"},
+    "neighbor_grpo": {"target": "neighbour", "plan": OneStep, "shared_by": "prompt"},
+    "awm": {"target": "forward_matching"},
+    "diffusion_nft": {"target": "implicit_pair"},
 }
 """What the names in conf/method and ablations/ stand for. Other settings of a method may vary under its name."""

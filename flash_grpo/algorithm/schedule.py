@@ -13,6 +13,7 @@ NOISE_LEVELS = {
     "linear": 1.0,  # release, on Wan
     "flow": 0.7,  # Flow-GRPO, on images
     "cps": 0.8,  # Flow-CPS: its public code's recipe for SD3.5
+    "constant": 0.3,  # DanceGRPO
 }
 """The SDEs by name, each with its own noise level."""
 
@@ -28,9 +29,10 @@ def flow_schedule(
     """Return the grid of `num_steps` denoising steps, float32, noisy to clean, with its stochastic step.
 
     shift: timestep shift s·σ/(1 + (s-1)·σ). grid: "release" is the paper's public code, "diffusers" is what UniPC with flow
-    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise: the SDE, "linear" and "flow" see `diffusion_coefficient`,
-    "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`. max_std: upper bound of the
-    diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids do. ValueError names the key.
+    sigmas builds in diffusers 0.42 (Wan's own scheduler). noise: the SDE, "linear", "flow" and "constant" see
+    `diffusion_coefficient`, "cps" see `_coefficients_preserving`. noise_level: null is the SDE's own, `NOISE_LEVELS`.
+    max_std: upper bound of the diffusion coefficient; null is none. timestep_T is 1000·σ cut to an integer, as both grids
+    do. ValueError names the key.
     """
     ranges.whole("schedule.num_steps", num_steps, at_least=2, at_most=1000)
     ranges.number("schedule.shift", shift, at_least=1e-3, at_most=1e3)
@@ -51,12 +53,14 @@ def flow_schedule(
 
 
 def diffusion_coefficient(sigma_T: torch.Tensor, noise: str, noise_level: float) -> torch.Tensor:
-    """Return the std s of the "linear" or the "flow" SDE at each step, per root of dσ.
+    """Return the std s of the "linear", the "flow" or the "constant" SDE at each step, per root of dσ.
 
     linear (release, Wan): level·σ_1·σ with σ_1 the grid's second entry. flow (Flow-GRPO, images): level·sqrt(σ/(1-σ)), where
     the first step's denominator is 1 - σ_1. Flow-GRPO does so where σ is exactly 1; a grid that begins just below 1 is as
-    singular there (ours).
+    singular there (ours). constant (DanceGRPO): the level.
     """
+    if noise == "constant":
+        return torch.full_like(sigma_T, noise_level)
     if noise == "linear":
         return noise_level * sigma_T[1] * sigma_T
     below_one_T = torch.cat([sigma_T[1:2], sigma_T[1:]])

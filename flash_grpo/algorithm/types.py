@@ -78,7 +78,7 @@ class FlowSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
-    """N stochastic steps of the rank's rollouts, out of S distinct states: siblings that share their noise so far share one.
+    """N trained steps of the rank's rollouts, out of S distinct states: siblings that share their noise so far share one.
 
     `len` is N.
     """
@@ -96,10 +96,10 @@ class Transitions:
     """Where the steps began."""
 
     x_next_NCFHW: torch.Tensor
-    """Where they ended."""
+    """Where they ended; [N, 0] where the target does not need it."""
 
     logp_old_N: torch.Tensor
-    """Their log-probability under the policy that made them."""
+    """Their log-probability under the policy that made them; 0 for a deterministic step, which has none."""
 
     def __len__(self) -> int:
         return len(self.step_N)
@@ -160,13 +160,15 @@ class UnitFlops:
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """What one iteration's denoising made on this rank. `condition_BMD` is the text condition the policy was given, on the
-    policy's device; videos and transitions lie on the CPU.
+    policy's device; videos, transitions and x_0 lie on the CPU. x_0_BCFHW: the latents, [B, 0] where the target does not
+    need them.
     """
 
     batch: PromptBatch
     condition_BMD: torch.Tensor
     video_BFHWC: torch.Tensor
     transitions: Transitions
+    x_0_BCFHW: torch.Tensor = torch.empty(0, 0)  # noqa: RUF009 -- never written to; checkpoints of earlier versions lack it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,17 @@ def inverse_lambda(schedule: FlowSchedule) -> torch.Tensor:
 
 
 def inverse_first_term(schedule: FlowSchedule) -> torch.Tensor:
-    """Return one over λ's first term, s/sqrt(-dt): LongCat-Video's weight."""
+    """Return one over λ's first term, s/sqrt(-dt): LongCat-Video's weight, and what GRPO-Guard's is before any update."""
     return 1 / first_rectification_term(schedule)
+
+
+def proportional_to_interval(schedule: FlowSchedule) -> torch.Tensor:
+    """Return |dt|/λ, with which a step counts as much as it moves the latents (PCPO, arXiv 2509.25774, Proposition 2)."""
+    return -schedule.dt_T / rectification_factor(schedule)
+
+
+OF_THE_SDE = (inverse_lambda, inverse_first_term, proportional_to_interval)
+"""Weights that undo a factor of the SDE's log-probability; a target without a stochastic step has no such factor."""
 
 
 def rescaled_to_mean_one(weight_N: torch.Tensor, mean: float, varies: bool) -> torch.Tensor:

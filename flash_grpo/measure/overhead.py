@@ -72,7 +72,8 @@ def _forwards(trainer: Trainer, states_T: list[int], x_BCFHW: torch.Tensor, cond
 
 def _update(trainer: Trainer, rollouts: Rollouts) -> None:
     """Compute a forward and a backward for every distinct state that is trained."""
-    transitions = rollouts.transitions
+    ones_PG = torch.ones(rollouts.batch.num_prompts, rollouts.batch.group_size)
+    transitions = trainer.updater.steps(rollouts, ones_PG).taken
     for rows in torch.arange(len(transitions.x_SCFHW)).split(trainer.updater.at_once):
         timestep_S = trainer.schedule.timestep_T[transitions.step_S[rows]]
         condition_SMD = rollouts.condition_BMD[transitions.rollout_S[rows]]

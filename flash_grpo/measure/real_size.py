@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.denoise import Denoised, denoise
 from flash_grpo.algorithm.noise import noise_keys
+from flash_grpo.algorithm.types import Rollouts
 from flash_grpo.run import compose
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
@@ -63,23 +64,31 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str, int]]:
-    """Return the phases of an iteration of at most `rollouts` rollouts, by name, and its counts of rollouts and transitions."""
+def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, int]]:
+    """Return the phases of an iteration of at most `count` rollouts, by name, and its counts of rollouts and transitions."""
     policy, schedule = trainer.policy, trainer.schedule
-    batch = trainer.batch(1).rows(torch.arange(rollouts))
+    batch = trainer.batch(1).rows(torch.arange(count))
     condition_BMD = policy.encode(batch.text)
     keys = noise_keys(batch, trainer.seed, trainer.method.initial_noise)
     mask_BT = trainer.method.plan(batch, len(schedule), trainer.seed)
 
     def rollout() -> Denoised:
-        return denoise(policy, condition_BMD, keys, schedule, mask_BT)
+        return denoise(policy, condition_BMD, keys, schedule, mask_BT, needs=trainer.method.needs)
 
     denoised = rollout()
-    latent_BCFHW, transitions = denoised.latent_BCFHW, denoised.transitions
-    video_BFHWC, ones_N = policy.decode(latent_BCFHW), torch.ones(len(transitions))
+    latent_BCFHW = denoised.latent_BCFHW
+    video_BFHWC = policy.decode(latent_BCFHW)
+    rollouts = Rollouts(
+        batch=batch,
+        condition_BMD=condition_BMD,
+        video_BFHWC=video_BFHWC,
+        transitions=denoised.transitions.cpu(),
+        x_0_BCFHW=latent_BCFHW.cpu(),
+    )
+    steps = trainer.updater.steps(rollouts, torch.ones(batch.num_prompts, batch.group_size))
 
     def update() -> None:
-        list(trainer.updater.backward(transitions, condition_BMD, ones_N, ones_N, len(transitions), "measured "))
+        list(trainer.updater.backward(steps, condition_BMD, torch.ones(len(steps)), len(steps), "measured "))
         trainer.journal.done.clear()
         trainer.updater.apply_gradients()
 
@@ -89,9 +98,9 @@ def _phases(trainer: Trainer, rollouts: int) -> tuple[dict[str, Phase], dict[str
         "rollout": Phase(rollout, denoised.velocities * forward),
         "decode": Phase(lambda: policy.decode(latent_BCFHW), len(batch) * policy.flops.decode),
         "reward": Phase(lambda: trainer.rollouts.reward(video_BFHWC, batch.text)),
-        "update": Phase(update, len(transitions.x_SCFHW) * (forward + backward)),
+        "update": Phase(update, len(steps.taken.x_SCFHW) * (forward + backward)),
     }
-    return phases, {"batch": len(batch), "transitions": len(transitions)}
+    return phases, {"batch": len(batch), "transitions": len(steps)}
 
 
 def _without_files(cfg: DictConfig) -> DictConfig:

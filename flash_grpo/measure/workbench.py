@@ -131,11 +131,9 @@ class Workbench:
 
 def ascent(trainer: Trainer, rollouts: Rollouts, advantage_PG: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
     """Return minus the gradient of the loss as one flat vector; the optimizer does not step."""
-    transitions, batch = rollouts.transitions, rollouts.batch
-    advantage_N = advantage_PG[batch.prompt_B[transitions.rollout_N], batch.sibling_B[transitions.rollout_N]]
-    weight_N = weight_T[transitions.step_N]
-    total, condition_BMD = len(transitions), rollouts.condition_BMD
-    for _ in trainer.updater.backward(transitions, condition_BMD, advantage_N, weight_N, total, "measured "):
+    steps = trainer.updater.steps(rollouts, advantage_PG)
+    weight_N = weight_T[steps.taken.step_N]
+    for _ in trainer.updater.backward(steps, rollouts.condition_BMD, weight_N, len(steps), "measured "):
         pass
     trainer.journal.done.clear()
     return -_taken_gradient(trainer.policy)

@@ -99,6 +99,7 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         max_gradient_norm=math.inf if cfg.optim.max_gradient_norm is None else cfg.optim.max_gradient_norm,
         at_once=cfg.training.batch,
         anneal=build(cfg.optim.anneal, "optim.anneal", Anneal),
+        seed=cfg.seed,
     )
     return Trainer(
         prompts=prompts,

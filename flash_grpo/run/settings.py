@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 _count, _from_zero = ranges.whole, partial(ranges.whole, at_least=0)
 _bound = partial(ranges.number, above=0, null=True)
-NOISES = ("linear", "flow", "cps")
+NOISES = ("linear", "flow", "cps", "constant")
 VALUES: dict[str, Callable[[str, Any], None]] = {
     "study": directory_name,
     "runs_root": ranges.text,
@@ -56,7 +56,8 @@ CHECKED_BY_LAYOUT = (
 
 PARTS = (
     "model", "prompts", "reward", "schedule", "rollout.solve", "rollout.path", "budget", "optim.optimizer", "optim.anneal",
-    "method", "method.plan", "method.weigh", "method.advantage", "evaluation.sampler", "evaluation.sampler.schedule",
+    "method", "method.plan", "method.weigh", "method.target", "method.advantage",
+    "evaluation.sampler", "evaluation.sampler.schedule",
 )  # fmt: skip
 """What is made by a `_target_`, which decides about the keys beside it."""
 

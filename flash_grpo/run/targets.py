@@ -28,7 +28,9 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
     candidate_T = _answered("method.plan", method.plan.candidates, len(schedule))
     if not candidate_T.any():
         raise ConfigError("method.plan: no step may be stochastic, so nothing would be trained")
-    _answered("schedule", check_stochastic, schedule, candidate_T)
+    if method.needs.stochastic:
+        _answered("schedule", check_stochastic, schedule, candidate_T)
+    _answered("method.plan", method.check_plan, len(schedule))
     weight_T = _answered("method.weigh", method.weigh, schedule)
     usable = (
         isinstance(weight_T, torch.Tensor)

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from flash_grpo.algorithm.denoise import Denoising, Solver, denoise, joined
+from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
 from flash_grpo.algorithm.paths import WHOLE_GRID, Path, Route, on_places, routes
 from flash_grpo.algorithm.protocols import Asked, Policy
 from flash_grpo.algorithm.scoring import CheckedReward, ask, joined_scores
+from flash_grpo.algorithm.transitions import joined
 from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
@@ -111,6 +112,7 @@ class RolloutMaker:
             keys,
             schedule or self.schedule,
             mask_BT,
+            needs=self.method.needs,
             solve=self.solve,
             at_once=self.at_once,
             before_velocity=self.journal.leave_if_asked,
@@ -126,6 +128,9 @@ class RolloutMaker:
             condition_BMD=condition_BMD,
             video_BFHWC=torch.cat(videos),
             transitions=made.transitions.cpu(),  # an iteration's fill a GPU: method=full on 8 ranks makes 15 GB a rank
+            x_0_BCFHW=(
+                made.latent_BCFHW if self.method.needs.x_0 else made.latent_BCFHW.new_empty(len(batch), 0)
+            ).cpu(),
         )
 
     @torch.no_grad()
@@ -146,5 +151,6 @@ def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:
         batch=batch,
         condition_BMD=torch.cat([part.condition_BMD for part in parts]),
         video_BFHWC=torch.cat([part.video_BFHWC for part in parts]),
-        transitions=joined(transitions, parts[0].transitions.x_next_NCFHW),
+        transitions=joined(transitions, parts[0].transitions.x_SCFHW),
+        x_0_BCFHW=torch.cat([part.x_0_BCFHW for part in parts]),
     )

@@ -11,6 +11,7 @@ from flash_grpo.run.build import planned
 from flash_grpo.tiny_world.reward import ShapesReward
 
 METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
+METHODS += ["finite_difference", "neighbor_grpo", "awm", "diffusion_nft"]
 
 EPOCHS = ("training.epochs=2", "training.optimizer_steps=2", "training.shares=rollouts")
 

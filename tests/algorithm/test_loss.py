@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from flash_grpo.algorithm.loss import clipped_surrogate, gaussian_kl
+from flash_grpo.algorithm.loss import clipped_surrogate, gaussian_kl, with_kl, without_ratio
 
 CLIP = 1e-3
 
 
-def surrogate(ratio, advantage, weight=1.0, **more):
+def surrogate(ratio, advantage, weight=1.0, clip=CLIP):
     logp = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     terms = clipped_surrogate(
-        logp, torch.zeros(1, dtype=torch.float64), torch.tensor([advantage]), torch.tensor([weight]), CLIP, **more
+        logp, torch.zeros(1, dtype=torch.float64), torch.tensor([advantage]), torch.tensor([weight]), clip
     )
     terms.loss_N.sum().backward()
     return terms, logp.grad.item()
@@ -42,8 +42,23 @@ def test_approx_kl_is_zero_on_policy_and_positive_off_it():
 
 
 def test_the_kl_to_the_base_is_added_with_its_weight():
-    terms, _ = surrogate(1.0, 1.0, base_kl_N=torch.tensor([0.5]), kl_weight=0.1)
-    assert terms.loss_N.item() == pytest.approx(-1 + 0.05)
+    terms = with_kl(surrogate(1.0, 1.0)[0], torch.tensor([0.5]), 0.1)
+    assert (terms.loss_N.item(), terms.base_kl_N.item()) == pytest.approx((-1 + 0.05, 0.5))
+
+
+def test_without_a_clip_every_ratio_keeps_its_gradient():
+    terms, gradient = surrogate(3.0, 1.0, clip=None)
+    assert gradient == pytest.approx(-3) and not terms.clipped_N.item()
+
+
+def test_a_loss_without_a_ratio_counts_as_on_policy():
+    terms = without_ratio(torch.tensor([2.0, -1.0], requires_grad=True))
+    assert (terms.ratio_N.tolist(), terms.clipped_N.tolist(), terms.approx_kl_N.tolist()) == (
+        [1, 1],
+        [False] * 2,
+        [0, 0],
+    )
+    assert terms.loss_N.requires_grad
 
 
 def test_the_gaussian_kl_is_torchs_averaged_over_elements():

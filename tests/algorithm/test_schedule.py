@@ -59,6 +59,15 @@ def test_each_sde_has_a_noise_level_of_its_own():
         )
 
 
+def test_the_constant_sde_takes_dancegrpos_step():
+    """Mean x + dt·(v + ½η²·(x + (1-σ)v)/σ), std η·sqrt(-dt)."""
+    schedule = flow_schedule(20, noise="constant")
+    sigma_T, dt_T = schedule.sigma_S[:-1], schedule.dt_T
+    torch.testing.assert_close(schedule.noise_std_T, 0.3 * (-dt_T) ** 0.5)
+    torch.testing.assert_close(schedule.x_factor_T, 1 + dt_T * 0.5 * 0.3**2 / sigma_T)
+    torch.testing.assert_close(schedule.v_factor_T, 1 + 0.5 * 0.3**2 * (1 - sigma_T) / sigma_T)
+
+
 def test_max_std_bounds_the_diffusion_coefficient():
     bounded, free = (flow_schedule(20, noise="flow", max_std=bound) for bound in (2.0, None))
     expected = diffusion_coefficient_of(free).clamp(max=2.0)

@@ -3,7 +3,13 @@ import torch
 
 from flash_grpo.algorithm.schedule import flow_schedule
 from flash_grpo.algorithm.sde import rectification_factor
-from flash_grpo.algorithm.weighting import inverse_first_term, inverse_lambda, rescaled_to_mean_one, uniform
+from flash_grpo.algorithm.weighting import (
+    inverse_first_term,
+    inverse_lambda,
+    proportional_to_interval,
+    rescaled_to_mean_one,
+    uniform,
+)
 
 
 def test_rectification_undoes_lambda():
@@ -18,6 +24,13 @@ def test_the_uniform_weight_is_one():
 def test_the_first_term_alone_is_noise_std_over_dt():
     schedule = flow_schedule(20)
     torch.testing.assert_close(inverse_first_term(schedule), schedule.noise_std_T / -schedule.dt_T)
+
+
+def test_with_pcpos_weight_a_step_counts_as_much_as_it_moves_the_latents():
+    schedule = flow_schedule(20)
+    credit_T = proportional_to_interval(schedule) * rectification_factor(schedule)
+    torch.testing.assert_close(credit_T, -schedule.dt_T)
+    assert credit_T.sum().item() == pytest.approx(float(schedule.sigma_S[0]))
 
 
 def test_rescaled_weights_have_mean_one_over_the_update_not_over_a_part_of_it():

@@ -150,6 +150,30 @@ BAD = {
         "method.weigh._target_=flash_grpo.algorithm.weighting.uniform",
         ["method.name=flash", "weighs_equally"],
     ),
+    "a clip of no ratio": ("ablations=finite_difference method.ratio_clip=1e-3", ["method.ratio_clip=0.001", "null"]),
+    "siblings that are all equal": (
+        "ablations=awm method.initial_noise=shared",
+        ["method.initial_noise=shared", "equal"],
+    ),
+    "a neighbourhood of no size": (
+        "method.initial_noise=0.0",
+        ["method.initial_noise=0.0", "a positive number, below 1"],
+    ),
+    "noise of another kind": ("method.initial_noise=near", ["method.initial_noise=near", "independent, shared, or"]),
+    "a weight of an SDE that is not there": (
+        "ablations=awm method.weigh._target_=flash_grpo.algorithm.weighting.inverse_lambda",
+        ["method.weigh=inverse_lambda", "forward_matching"],
+    ),
+    "matching without restraint": (
+        "ablations=awm method.ratio_clip=null method.kl_weight=0",
+        ["method.ratio_clip=null", "method.kl_weight"],
+    ),
+    "neighbours at different steps": (
+        "ablations=neighbor_grpo method.name=mine optim.optimizer.lr=1e-4 method.plan.shared_by=rollout",
+        ["method.plan: ", "neighbour", "shared_by=prompt"],
+    ),
+    "a target that says nothing": ("method.target._target_=torch.add", ["method.target", "does not say what it needs"]),
+    "a temperature of 0": ("ablations=neighbor_grpo +method.target.temperature=0", ["method.target.temperature=0"]),
     "a key that nothing reads": ("+optim.lr=1e-3", ["optim.lr", "nothing reads", "optimizer"]),
     "half an iteration": ("budget.iterations=1.5", ["budget.iterations=1.5", "an integer"]),
     "guidance beyond all sense": ("model.guidance=1e30", ["model.guidance=1e+30", "at most 100"]),

@@ -37,4 +37,4 @@ def _near(value):
 
 def test_golden_trajectories_differ_between_methods_and_sdes():
     hashes = [json.loads(golden.file_of(*case).read_text())["sha256"] for case in golden.CASES]
-    assert len(set(hashes)) == len(hashes) == 10
+    assert len(set(hashes)) == len(hashes) == 14

@@ -86,6 +86,15 @@ def test_the_readmes_own_reward_and_model_run_as_they_say(title, tmp_path):
     assert rehearsed.returncode == 0, rehearsed.stderr
 
 
+def test_the_readmes_own_target_runs_as_it_says(tmp_path):
+    text = (ROOT / "README.md").read_text().partition("A target is a function and a statement")[2]
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    done = _trained(tmp_path, *text.partition("`python train.py ")[2].partition("`")[0].split())
+    assert done.returncode == 0, done.stderr
+    records = [record for record in read_records(tmp_path / "runs/default/early") if record["kind"] == "iteration"]
+    assert len(records) == 2 and min(record["gradient_norm"] for record in records) > 0
+
+
 def _trained_steps(folder: Path) -> list[int]:
     """Return how many steps each iteration of the run in `folder` trained."""
     records = [record for record in read_records(folder / "runs/default/early") if "steps" in record]

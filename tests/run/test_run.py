@@ -149,6 +149,25 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     assert not list((directory / "checkpoints").glob("*+*"))
 
 
+@pytest.mark.parametrize("preset", ["finite_difference", "neighbor_grpo", "awm", "diffusion_nft"])
+def test_a_run_of_any_target_that_is_interrupted_again_and_again_ends_bit_identically(
+    config, tmp_path, monkeypatch, preset
+):
+    """Every fifth piece: in rollouts, before the first optimizer step where old velocities are needed, between two of them."""
+    chosen = (f"ablations={preset}", "training.batch=2", "training.optimizer_steps=2", "training.shares=rollouts")
+    overrides = (*chosen, "budget.iterations=1")
+    whole = _start(config, tmp_path / "whole", *overrides)
+    monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self, 5))
+    names = []
+    for _ in range(40):
+        with suppress(stop.Interrupted):
+            _start(config, tmp_path / "pieces", *overrides)
+            break
+        names.append(checkpoint.complete(tmp_path / "pieces/default/small")[-1].name)
+    _assert_identical(tmp_path / "pieces/default/small", whole)
+    assert len([name for name in names if name.startswith("000000+")]) >= 4
+
+
 @pytest.mark.parametrize("batch", [64, 3])
 @pytest.mark.parametrize("where", ["evaluation", "rollout", "update"])
 def test_a_run_leaves_within_one_velocity_and_does_no_completed_step_again(config, tmp_path, monkeypatch, where, batch):
@@ -189,9 +208,9 @@ def test_a_run_leaves_within_one_velocity_and_does_no_completed_step_again(confi
     assert number <= len(calls) <= number + (batch == 3)  # at most the half step that was under way
 
 
-def _has_done_a_piece(journal: Journal) -> bool:
+def _has_done_a_piece(journal: Journal, pieces: int = 1) -> bool:
     first = vars(journal).setdefault("first", journal.pieces)
-    return journal.pieces > first
+    return journal.pieces >= first + pieces
 
 
 def test_a_checkpoint_inside_an_iteration_holds_no_byte_of_a_scored_video(config, tmp_path, monkeypatch):
