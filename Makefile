@@ -14,7 +14,7 @@ help:  ## this list
 
 install: $(READY)  ## makes .venv with everything that the tests need
 
-demo: $(READY)  ## six methods, two seeds, on the tiny world; then the table and the plots (3 minutes on two cores)
+demo: $(READY)  ## seven methods, two seeds, on the tiny world; then the table and the plots (3 minutes on two cores)
 	$(BIN)/python train.py -m sweeps=demo
 	$(BIN)/python -m analysis.report runs/demo
 
