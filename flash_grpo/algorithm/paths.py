@@ -131,7 +131,7 @@ def _sigma(schedule: FlowSchedule, place: float) -> torch.Tensor:
     """Return sigma at a place, float64, linear between grid points."""
     below = int(place)
     sigma_S = schedule.sigma_S[below : below + 2].double()
-    return sigma_S[0] if place == below else torch.lerp(*sigma_S, place - below)
+    return sigma_S[0] if place == below else torch.lerp(sigma_S[0], sigma_S[1], place - below)
 
 
 def _timestep(schedule: FlowSchedule, place: float) -> torch.Tensor:
