@@ -62,7 +62,7 @@ BAD = {
     ),
     "no number of threads": ("threads=null", ["threads=null", "at least 1"]),
     "a name that is a path": ("run_name=a/b", ["run_name=a/b", "without a /"]),
-    "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, window"]),
+    "a misspelt method": ("method=flsh", ["method=flsh", "flash, full, own, window"]),
     "a misspelt ablation": ("ablations=naive", ["ablations=naive", "naive_one_step", "no_rectification"]),
     "a misspelt sweep": ("-m sweeps=ablations", ["sweeps=ablations", "ablation, ablation_1p3b, common_rate, demo"]),
     "a misspelt ablation in a sweep": ("-m ablations=none,naive", ["ablations=naive", "naive_one_step"]),
