@@ -45,11 +45,15 @@ class Sender:
                 refuse(_too_many(len(board.waiting), size, limit))
             self._send(board, whole=detach)
         except NoSlurmError as error:
-            refuse(f"Slurm could not be asked ({error})")
+            if not board.running:
+                refuse(f"Slurm could not be asked ({error})")
+            self._say(f"Slurm could not be asked ({error}), and is asked again")
         except RefusedError as error:
             if not board.running:
                 refuse(f"Slurm refuses this job: {error}")
             self._give_up(board, error)
+        if board.waiting:
+            self._note(board)
 
     def send(self, board: Board) -> None:
         """Submit what there is room for by now, looking every SEND_S. Give the rest up if Slurm refuses it for good."""
@@ -71,7 +75,6 @@ class Sender:
     def _send(self, board: Board, whole: bool = False) -> None:
         """Submit arrays until nothing waits or there is no room. RefusedError for other reasons and, if `whole`, for any."""
         while board.waiting:
-            self.lock.note_unsent([point.name for point in board.waiting])
             free, limit = room(self.limits)
             size = min(number for number in (free, self.most, len(board.waiting)) if number is not None)
             if not size:
@@ -88,13 +91,13 @@ class Sender:
                 if self.most is not None:  # more is tried later: each try costs the controller a refusal
                     self.most = 2 * size
                     return None
-        self.lock.note_unsent([])
         self.lock.close()
         return None
 
     def _submit(self, board: Board, size: int) -> None:
         jobs = submit(self.study / FOLDER, self.request, [self.runs[point.name] for point in board.waiting[:size]])
         board.submitted(jobs)
+        self._note(board)
         rest = f", {len(board.waiting)} wait for room" if board.waiting else ""
         array = array_of(jobs[0].job_id)
         log.info("submitted %d runs as %s%s; python -m flash_grpo.jobs %s", size, array, rest, self.study)
@@ -111,6 +114,10 @@ class Sender:
                 break
             jobs.append(submitit.SlurmJob(self.request.folder, newest.job_id, tasks=list(range(newest.ranks))))
         board.submitted(jobs)
+        self._note(board)
+
+    def _note(self, board: Board) -> None:
+        self.lock.note_unsent([point.name for point in board.waiting])
 
     def _give_up(self, board: Board, error: RefusedError) -> None:
         log.error("Slurm refuses the other %d runs: %s", len(board.waiting), error)
