@@ -129,11 +129,11 @@ def _set_aside(manifest: RunManifest | None) -> str:
 def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answer | None) -> tuple[str, str]:
     if job is None or answer is None:
         return _without_slurm(manifest)
-    if job.submitted > answer.asked:
-        return "waiting", "was submitted just now"
     starts = answer.starts.get(job.job_id, [])
     if queued := answer.queued.get(job.job_id):
         return _in_queue(manifest, job, queued, [start for start in starts if start.over])
+    if not starts and job.submitted > answer.asked:
+        return "waiting", "was submitted just now"
     if answer.no_accounting:
         left = answer.left.get(job.job_id)
         wrote = manifest if manifest and _is_of_last_start(manifest, job, left.restarts if left else 0) else None

@@ -81,9 +81,8 @@ class Answer:
     """Slurm's knowledge of a study's jobs.
 
     queued: the jobs that wait or run, by name. starts: by job, oldest first. asked: when Slurm was asked, seconds since 1970:
-    it cannot know of later jobs. left: the jobs that have left the queue and that
-    the controller still remembers, by name. no_accounting: why the accounting does not answer, '' if it does; `starts` is
-    then empty.
+    it cannot know of later jobs. left: the jobs that have left the queue and that the controller still remembers, by name.
+    no_accounting: why the accounting does not answer, '' if it does; `starts` is then empty.
     """
 
     queued: dict[str, Queued]

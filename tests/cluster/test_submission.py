@@ -15,6 +15,7 @@ from flash_grpo.cluster import limits, orphans, sending, study_lock, submission
 from flash_grpo.cluster.board import Board
 from flash_grpo.cluster.deciding_job import deciding_job
 from flash_grpo.cluster.limits import Limit, refuse_too_long_a_run, room, site_limits
+from flash_grpo.cluster.look import look
 from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.slurm import Answer, JobStart, NoSlurmError, Queued
 from flash_grpo.cluster.study_lock import LockedError, StudyLock, unsent
@@ -91,7 +92,7 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path, held):
 def test_runs_that_a_launcher_has_yet_to_submit_are_shown_as_long_as_it_lives(tmp_path, held):
     holder = held("run1", "run2")
     assert unsent(tmp_path / ".submitit")[0] == ["run1", "run2"]
-    states = {run.run: (run.state, run.why) for run in run_states(tmp_path, Answer(queued={}, starts={}))}
+    states = {run.run: (run.state, run.why) for run in look(tmp_path).runs}
     assert states["run2"][0] == "waiting" and f"process {holder.pid} on" in states["run2"][1]
     began = time.monotonic()
     with pytest.raises(LockedError, match="still has runs to submit, as room appears"):
@@ -99,7 +100,7 @@ def test_runs_that_a_launcher_has_yet_to_submit_are_shown_as_long_as_it_lives(tm
     assert time.monotonic() - began < study_lock.PATIENCE_S / 2
     holder.kill()
     holder.wait()
-    (first, _) = run_states(tmp_path, Answer(queued={}, starts={}))
+    (first, _) = look(tmp_path).runs
     assert (first.state, first.why) == ("unknown", "was never submitted; give the sweep's command again")
 
 
@@ -199,6 +200,15 @@ def test_the_older_job_decides_while_it_runs_and_every_live_one_is_cancelled(tmp
     (line,) = jobs.cancel([run], None, slurm_answers=True)
     assert called == [("scancel", "--", "7", "8")]
     assert line.startswith("cancelled run0 (jobs 7, 8), which was starting")
+
+
+def test_a_job_that_was_submitted_after_slurm_was_asked_is_not_lost(tmp_path):
+    (tmp_path / ".submitit").mkdir()
+    append_submitted(tmp_path / ".submitit", [submitted("run0", "7", submitted=20.0)])
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={}, asked=10.0))
+    assert (run.state, run.why) == ("waiting", "was submitted just now")
+    (run,) = run_states(tmp_path, Answer(queued={}, starts={}, asked=30.0))
+    assert run.state == "unknown"
 
 
 def test_the_job_that_ended_last_decides_even_if_another_was_submitted_after_it():
