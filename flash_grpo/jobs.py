@@ -24,18 +24,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from rich.live import Live
 
 from flash_grpo.cluster import logs, slurm
+from flash_grpo.cluster.cancel import CancelError, cancel
 from flash_grpo.cluster.look import Look, look
 from flash_grpo.cluster.run_state import ALIVE, RunState
+from flash_grpo.cluster.study_lock import LockedError
 from flash_grpo.cluster.table import console, table_of
 from flash_grpo.records.checked import DamagedFileError
-from flash_grpo.records.submissions import SubmittedRun
+from flash_grpo.records.submissions import FOLDER, JOBS, SubmittedRun
 
-CANCELLABLE = tuple(state for state in ALIVE if state != "ending")
 AGAIN = ("failed", "cancelled", "interrupted")
 ASK_SLURM_S = 5.0
 
@@ -61,39 +63,11 @@ def watch(study: Path, interval: float) -> bool:
 # -- what can be done to runs ------------------------------------------------------------------------------------------
 
 
-def _cancelled(run: RunState, job_id: str, slurm_answers: bool) -> str:
-    was = f", which was {run.state}" if slurm_answers else ""
-    ends = {"running": ": it saves and ends", "starting": ": it ends before it does anything new"}
-    return f"cancelled {run.run} (job {job_id}){was}{ends.get(run.state, '')}"
-
-
-def cancel(runs: list[RunState], names: list[str], slurm_answers: bool) -> list[str]:
-    """Cancel the named runs, or all; return a line about each.
-
-    slurm_answers: False if the states come from the runs' own files; then every run that may be alive is cancelled.
-    """
-    jobs = {run.run: run.job for run in runs if run.job and _is_cancellable(run, slurm_answers)}
-    chosen = chosen_by(names, runs) if names else [run for run in runs if run.run in jobs]
-    if cancelled := [jobs[run.run].job_id for run in chosen if run.run in jobs]:
-        _scancel(cancelled)
-    lines = [_cancelled(run, jobs[run.run].job_id, slurm_answers) for run in chosen if run.run in jobs]
-    lines += [f"left {run.run} alone: it is {run.state}" for run in chosen if run.run not in jobs]
-    return lines or ["nothing waits or runs"]
-
-
-def _is_cancellable(run: RunState, slurm_answers: bool) -> bool:
-    return run.state in CANCELLABLE or (not slurm_answers and run.state != "complete")
-
-
-def _scancel(jobs: list[str]) -> None:
-    try:
-        slurm.output_of("scancel", "--", *jobs)  # jobs.jsonl may hold options
-    except slurm.NoSlurmError as error:
-        raise InputError(str(error)) from error
-
-
 def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
-    """Submit runs again exactly as they were submitted; return a line about each. names: of runs, or states of AGAIN."""
+    """Submit runs again exactly as they were submitted; return a line about each. The study's lock must be held.
+
+    names: of runs, or states of AGAIN.
+    """
     from flash_grpo.cluster import ownership, submission
 
     chosen = chosen_by([name for name in names if name not in AGAIN], runs)
@@ -102,7 +76,7 @@ def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
         return [f"no run is {' or '.join(names)}"]
     jobs = [_resubmittable(run) for run in chosen]
     try:
-        added = submission.resubmit(study / ".submitit", jobs)
+        added = submission.resubmit(study / FOLDER, jobs)
     except submission.RefusedError as error:
         raise InputError(f"Slurm refuses this job: {error}") from error
     except slurm.NoSlurmError as error:
@@ -113,15 +87,16 @@ def resubmit(study: Path, runs: list[RunState], names: list[str]) -> list[str]:
 
 
 def _resubmittable(run: RunState) -> SubmittedRun:
-    """Return the run's newest job. InputError if it must not or cannot be submitted again."""
+    """Return the run's newest job that can be submitted again. InputError if it must not or cannot be submitted again."""
     if run.state in ALIVE:
         first = "wait for its end" if run.state == "ending" else "--cancel it"
         raise InputError(f"{run.run} is {run.state}: {first} first")
     if run.state == "complete":
         raise InputError(f"{run.run} is complete; to go on with a larger budget, give the sweep's command again")
-    if not run.job or not run.job.point:
+    again = [job for job in run.jobs if job.point]
+    if not again:
         raise InputError(f"{run.run} was submitted by an earlier version: give the sweep's command again")
-    return run.job
+    return again[-1]
 
 
 def chosen_by(names: list[str], runs: list[RunState]) -> list[RunState]:
@@ -168,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         _do(args)
-    except (InputError, DamagedFileError) as error:
+    except (InputError, DamagedFileError, CancelError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -203,6 +178,12 @@ def _do(args: argparse.Namespace) -> None:
         raise InputError("--follow: goes with --logs RUN")
     if args.interval <= 0:
         raise InputError(f"--interval {args.interval}: must be above 0 seconds")
+    with _locked(args.study) if args.resubmit else nullcontext():  # what is seen here must still hold at submission
+        _answer(args, _seen(args))
+
+
+def _seen(args: argparse.Namespace) -> Look:
+    """Look at the study. InputError if it has nothing that the options are about."""
     seen = look(args.study)
     if not seen.runs:
         raise InputError(f"{args.study}: no run was submitted from it, and it holds no runs; expected a study")
@@ -211,14 +192,27 @@ def _do(args: argparse.Namespace) -> None:
         raise InputError(f"{args.study}: it ran without Slurm; this option needs runs that were submitted to Slurm")
     if seen.unanswered and (args.resubmit or (not shutil.which("squeue") and (args.watch or args.cancel is not None))):
         raise InputError(seen.unanswered)
-    _answer(args, seen)
+    return seen
+
+
+def _locked(study: Path) -> AbstractContextManager[object]:
+    """Take the lock of a study from which runs were submitted. InputError if that is impossible now."""
+    from flash_grpo.cluster import orphans
+
+    try:
+        return closing(orphans.lock_to_submit(study)) if (study / FOLDER / JOBS).exists() else nullcontext()
+    except LockedError as error:
+        raise InputError(str(error)) from error
+    except slurm.NoSlurmError as error:
+        raise InputError(f"Slurm could not be asked ({error})") from error
 
 
 def _answer(args: argparse.Namespace, seen: Look) -> None:
     if args.logs:
         print_logs(args.study, *chosen_by([args.logs], seen.runs), args.follow)
     elif args.cancel is not None:
-        print(*cancel(seen.runs, args.cancel, slurm_answers=not seen.unanswered), sep="\n")
+        chosen = chosen_by(args.cancel, seen.runs) if args.cancel else None
+        print(*cancel(seen.runs, chosen, slurm_answers=not seen.unanswered), sep="\n")
     elif args.resubmit:
         print(*resubmit(args.study, seen.runs, args.resubmit), sep="\n")
     elif args.watch:

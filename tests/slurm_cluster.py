@@ -34,16 +34,16 @@ MARKS = [  # the `pytestmark` of a file of such tests
 
 @contextmanager
 def cluster_of(
-    nodes: int, port: int, requeue_wait: int = 5, grace: int = GRACE, signal: str = "TERM"
+    nodes: int, port: int, requeue_wait: int = 5, grace: int = GRACE, signal: str = "TERM", **more: object
 ) -> Iterator[dict[str, str]]:
     """Start a cluster whose preemption sends `signal`, and the kill after `grace` seconds; delete it after the block.
 
     Yield the environment in which Slurm's commands use it. requeue_wait: seconds; also how long a job may take to start
-    before its credential expires.
+    before its credential expires. more: settings of tools/dev_cluster, in small letters.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own lies where munge's socket would not be open to all
     settings = {"DIR": folder, "NODES": nodes, "GRACE": grace, "REQUEUE_WAIT": requeue_wait, "PORT": port}
-    settings["USER_SIGNAL"] = int(signal == "USR2")
+    settings |= {"USER_SIGNAL": int(signal == "USR2"), **{name.upper(): value for name, value in more.items()}}
     environment = {**os.environ, **{f"DEV_CLUSTER_{name}": str(value) for name, value in settings.items()}}
     try:
         subprocess.run([DEV_CLUSTER, "up"], env=environment, check=True)

@@ -50,7 +50,7 @@ GresTypes=gpu
 SchedulerParameters=sched_interval=5,bf_interval=2,batch_sched_delay=0
 KillWait={kill_wait}
 MinJobAge=3600
-MaxArraySize=10001
+MaxArraySize={max_array}
 MaxJobCount=20000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -61,6 +61,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={munge}
 AccountingStorageTRES=gres/gpu
+{enforcement}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 
@@ -119,6 +120,8 @@ def values() -> dict[str, object]:
         "grace": GRACE,
         "kill_wait": KILL_WAIT,
         "requeue_wait": setting("REQUEUE_WAIT", 10),
+        "max_array": setting("MAX_ARRAY", 10001),
+        "enforcement": f"AccountingStorageEnforce={setting('ENFORCE', '')}" if setting("ENFORCE", "") else "",
         "preemption_signal": "SlurmctldParameters=preempt_send_user_signal" if setting("USER_SIGNAL", 0) == "1" else "",
         "password": secret(PRIVATE / "database-password"),
     }

@@ -9,14 +9,15 @@ from pathlib import Path
 from flash_grpo.cluster.slurm import Answer, JobStart
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, PROGRESS, read_manifest, read_newest_first, write_atomically
+from flash_grpo.records.known_jobs import known_jobs
 from flash_grpo.records.schema import Bill, BilledStart, RunManifest
-from flash_grpo.records.submissions import SubmittedRun, read_submitted
+from flash_grpo.records.submissions import SubmittedRun
 
 
 def bill_of(run_dir: Path, jobs: list[SubmittedRun], answer: Answer) -> Bill | None:
     """Return the run's bill as of now, over all its jobs; None if no job has started.
 
-    jobs: the run's lines of jobs.jsonl. Starts that are in the bill in run.json and no longer in the accounting are kept,
+    jobs: all of the run's, see `known_jobs`. Starts that are in the bill in run.json and no longer in the accounting are kept,
     because sites delete old accounting entries.
     """
     manifest = readable_manifest(run_dir)[0]
@@ -52,7 +53,7 @@ def write_bills(study: Path, answer: Answer) -> list[str]:
     if answer.no_accounting:
         return []
     unsettled = []
-    for run, jobs in read_submitted(study).items():
+    for run, jobs in known_jobs(study).items():
         ids = [job.job_id for job in jobs]
         if any(job in answer.queued for job in ids) or not os.access(study / run / MANIFEST, os.W_OK):
             continue

@@ -36,6 +36,20 @@ class Board:
         point.job, point.began = job, time.monotonic()
         log.info("started   %s  %s", self._count(len(self.running) + len(self.ended)), point.name)
 
+    def submitted(self, jobs: list[Any]) -> None:
+        """Note that the first waiting points are submitted as `jobs`."""
+        for point, job in zip(self.waiting, jobs, strict=False):
+            point.job, point.began = job, time.monotonic()
+        self.running += self.waiting[: len(jobs)]
+        del self.waiting[: len(jobs)]
+
+    def give_up(self, why: str) -> None:
+        """Note that no waiting point can be started."""
+        for point in self.waiting:
+            point.failure = why
+        self.ended += self.waiting
+        self.waiting = []
+
     def collect(self, ended_of: Callable[[list[SweepPoint]], list[tuple[SweepPoint, str]]]) -> None:
         """Move the points that have ended from running to ended, and report each.
 

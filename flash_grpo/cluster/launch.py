@@ -5,7 +5,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,16 +14,22 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from flash_grpo.cluster import gpus, slurm
+from flash_grpo.cluster.board import Board
+from flash_grpo.cluster.limits import Limit, refuse_too_long_a_run, site_limits
 from flash_grpo.cluster.node import run_on_node
+from flash_grpo.cluster.orphans import lock_to_submit
 from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, rehearse
 from flash_grpo.cluster.refusal import refuse
 from flash_grpo.cluster.run_state import ALIVE, run_states
+from flash_grpo.cluster.sending import Sender
 from flash_grpo.cluster.site import refuse_what_cannot_run
 from flash_grpo.cluster.snapshot import snapshot
-from flash_grpo.cluster.submission import JobRequest, RefusedError, submit, submitted_run
+from flash_grpo.cluster.study_lock import LockedError, StudyLock
+from flash_grpo.cluster.submission import JobRequest, write_point
 from flash_grpo.cluster.wait import wait
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.full_disk import naming_full_disk
-from flash_grpo.records.submissions import append_submitted, array_of
+from flash_grpo.records.submissions import SubmittedRun
 
 log = logging.getLogger(__name__)
 
@@ -42,31 +47,51 @@ class SlurmSweepLauncher(SweepLauncher, Protocol):
 
 
 def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Submit the sweep as one job array and wait for it, unless `launcher.detach`.
+    """Submit the sweep as one job array, or several where the site's limits ask for it, and wait, unless `launcher.detach`.
 
     first: the number of the first point. A sweep that cannot run is refused in one line, before anything is queued.
     """
     params, folder = launcher.params, Path(launcher.config.hydra.sweep.dir)
     study = folder.parent
     refuse_what_cannot_run(params)
+    limits = _limits(params)
     points = compose(launcher, job_overrides, first)
     rehearse(points, launcher.rehearse, params["nodes"] * params["tasks_per_node"])
     _refuse_other_studies(study, points)
+    lock = _lock(study)
     _refuse_runs_under_way(study, points)
     with naming_full_disk(folder):
         code = snapshot(folder / "code")
         for point in points:
             _copy_files(point, launcher.files, folder / "files")
             _resolve(point, folder / "config")
-        _submit(launcher, folder, points, code)
-    array = array_of(points[0].job.job_id)
-    log.info("submitted %d runs as %s; python -m flash_grpo.jobs %s", len(points), array, study)
+        board, sender = Board(waiting=list(points)), _sender(launcher, study, lock, limits, points, code)
+        sender.begin(board, launcher.detach)
     if not launcher.detach:
-        wait(points, study)
+        wait(board, study, sender.send)
     return [JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED) for point in points]
 
 
 # -- before anything is queued ------------------------------------------------------------------------------------------
+
+
+def _limits(params: Mapping[str, Any]) -> list[Limit]:
+    try:
+        limits = site_limits(params)
+    except slurm.NoSlurmError as error:
+        refuse(str(error))
+    refuse_too_long_a_run(limits, params["timeout_min"])
+    return limits
+
+
+def _lock(study: Path) -> StudyLock:
+    """Take the study's lock; no run of the study can be submitted by others from the checks on until it is released."""
+    try:
+        lock = lock_to_submit(study)
+    except (LockedError, slurm.NoSlurmError, DamagedFileError) as error:
+        refuse(str(error))
+    lock.note_unsent([])  # a dead launcher's
+    return lock
 
 
 def _refuse_other_studies(study: Path, points: list[SweepPoint]) -> None:
@@ -129,29 +154,37 @@ def _resolve(point: SweepPoint, folder: Path) -> None:
 # -- submitting ---------------------------------------------------------------------------------------------------------
 
 
-def _submit(launcher: SlurmSweepLauncher, folder: Path, points: list[SweepPoint], code: Path) -> None:
-    """Submit the points, note their jobs, and write their lines of jobs.jsonl."""
+def _sender(
+    launcher: SlurmSweepLauncher,
+    study: Path,
+    lock: StudyLock,
+    limits: list[Limit],
+    points: list[SweepPoint],
+    code: Path,
+) -> Sender:
+    """Write what the points' jobs execute, and return what submits them."""
+    folder, singletons = Path(launcher.config.hydra.sweep.dir), Singleton.get_state()
     request = JobRequest(
         folder=str(Path(launcher.params["submitit_folder"]).absolute()),
         python=_python(code),
         parameters=_parameters(launcher.params),
     )
-    arguments = [(launcher, point.cfg, point.number, Singleton.get_state()) for point in points]
-    try:
-        jobs = submit(folder, request, run_on_node, arguments)
-    except RefusedError as error:
-        refuse(f"Slurm refuses this job: {error}")
-    except slurm.NoSlurmError as error:
-        refuse(f"Slurm could not be asked ({error})")
-    for point, job in zip(points, jobs, strict=True):
-        point.job, point.began = job, time.monotonic()
-    append_submitted(
-        folder,
-        [
-            submitted_run(job, run=point.name, directory=point.directory, overrides=point.overrides, code=code)
-            for point, job in zip(points, jobs, strict=True)
-        ],
-    )
+    ranks = launcher.params["nodes"] * launcher.params["tasks_per_node"]
+    runs = {
+        point.name: SubmittedRun(
+            run=point.name,
+            directory=point.directory,
+            overrides=point.overrides,
+            code=str(code),
+            ranks=ranks,
+            point=str(write_point(folder, point.name, run_on_node, launcher, point.cfg, point.number, singletons)),
+            job_id="",
+            folder="",
+            submitted=0.0,
+        )
+        for point in points
+    }
+    return Sender(study=study, lock=lock, request=request, runs=runs, limits=limits)
 
 
 def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:

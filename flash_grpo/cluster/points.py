@@ -60,8 +60,8 @@ class SweepPoint:
 
     @property
     def log_file(self) -> str:
-        """Return the log of rank 0, relative to the working directory."""
-        return os.path.relpath(self.job.task(0).paths.stdout)
+        """Return the log of rank 0, relative to the working directory; 'none' if the run was never started."""
+        return os.path.relpath(self.job.task(0).paths.stdout) if self.job else "none"
 
 
 def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], first: int) -> list[SweepPoint]:

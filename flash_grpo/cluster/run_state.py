@@ -7,19 +7,21 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from flash_grpo.cluster import unaccounted
 from flash_grpo.cluster.bill import bill_of, readable_manifest
+from flash_grpo.cluster.deciding_job import deciding_job
+from flash_grpo.cluster.last_records import last_records
 from flash_grpo.cluster.last_words import LOST_A_RANK, last_words
 from flash_grpo.cluster.logs import log_files, log_texts
 from flash_grpo.cluster.reasons import ENDS, local_time, why_it_waits
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
 from flash_grpo.records.checked import DamagedFileError
-from flash_grpo.records.files import MANIFEST, PROGRESS, RECORDS, read_newest_first
+from flash_grpo.records.files import MANIFEST
 from flash_grpo.records.full_disk import full_disk
+from flash_grpo.records.known_jobs import known_jobs
 from flash_grpo.records.schema import TIME, RunManifest
-from flash_grpo.records.submissions import SubmittedRun, array_of, read_submitted
+from flash_grpo.records.submissions import SubmittedRun, array_of
 
 ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending", "lingering")
 OVER = ("complete", "failed", "cancelled", "interrupted", "unfinished", "unknown")
@@ -42,7 +44,9 @@ RUNAWAY_S = 1800  # how long the accounting may take to learn of a job's end
 class RunState:
     """The state of a run: one line of the jobs command's table.
 
-    run: the run's name. job: its newest job; None for a run that was not submitted to Slurm. state: one of ALIVE and OVER.
+    run: the run's name. job: the job that decides the state; None for a run that was not submitted to Slurm. jobs: all of its
+    jobs, oldest first. live: those that wait or run, the newest last; empty if Slurm could not be asked.
+    state: one of ALIVE and OVER.
     why: why it waits or failed, '' if there is nothing to say.
     iteration, device_seconds: of the last record. evaluation_reward, training_reward: of the last evaluation and iteration.
     billed_seconds: device-seconds that Slurm charges, up to now; from the bill in run.json if Slurm could not be asked.
@@ -52,6 +56,8 @@ class RunState:
 
     run: str
     job: SubmittedRun | None
+    jobs: tuple[SubmittedRun, ...] = ()
+    live: tuple[SubmittedRun, ...] = ()
     state: str
     why: str = ""
     iteration: int | None = None
@@ -69,7 +75,7 @@ def run_states(study: Path, answer: Answer | None) -> list[RunState]:
 
     answer: None if Slurm could not be asked; then the states say what the runs wrote themselves.
     """
-    submitted = read_submitted(study)
+    submitted = known_jobs(study)
     others = sorted(path.parent.name for path in study.glob(f"*/{MANIFEST}") if path.parent.name not in submitted)
     return [run_state(study / run, submitted.get(run, []), answer) for run in [*submitted, *others]]
 
@@ -77,14 +83,16 @@ def run_states(study: Path, answer: Answer | None) -> list[RunState]:
 def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) -> RunState:
     """Return the state of one run.
 
-    jobs: the run's lines of jobs.jsonl, oldest first. answer: must be older than this call. A run writes run.json before it
+    jobs: all of the run's, oldest first. answer: must be older than this call. A run writes run.json before it
     leaves the queue, so the run.json of a job that `answer` does not list is then final. A file of the run that is damaged is
     named in `why`; the state is then Slurm's word alone.
     """
-    (manifest, damage), newest = readable_manifest(run_dir), jobs[-1] if jobs else None
-    state, why = _decide(manifest, newest, answer)
+    manifest, damage = readable_manifest(run_dir)
+    live = [job for job in jobs if answer and job.job_id in answer.queued]
+    job = deciding_job(manifest, live or jobs, answer)
+    state, why = _decide(manifest, job, answer)
     try:
-        last = _last_records(run_dir)
+        last = last_records(run_dir)
     except DamagedFileError as damaged:
         last, damage = {}, damage or str(damaged)
     written = manifest.bill if manifest else None
@@ -92,9 +100,11 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
     return RunState(
         run=run_dir.name,
-        job=newest,
+        job=job,
+        jobs=tuple(jobs),
+        live=tuple(live),
         state=state,
-        why=damage or why or _set_aside(manifest),
+        why=damage or why + _other_jobs(job, live) or _set_aside(manifest),
         billed_seconds=bill.device_seconds if bill else None,
         useful_seconds=bill.useful_device_seconds if bill else 0.0,
         restarts=max(0, starts - 1),
@@ -102,31 +112,15 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
     )
 
 
+def _other_jobs(job: SubmittedRun | None, live: list[SubmittedRun]) -> str:
+    return "".join(f"; also job {other.job_id}" for other in live if other is not job)
+
+
 def _set_aside(manifest: RunManifest | None) -> str:
     """Say which checkpoints of the run were damaged and did not stop it; '' if none was."""
     entries = [entry for start in manifest.starts for entry in start.set_aside] if manifest else []
     names = list(dict.fromkeys(entry.partition(":")[0] for entry in entries))
     return f"its checkpoint {', '.join(names)} was damaged: went on from an older one" if names else ""
-
-
-def _last_records(run_dir: Path) -> dict[str, Any]:
-    """Read the fields of `RunState` that come from the run's records; none if there are no records."""
-    newest: dict[str, dict[str, Any]] = {}  # by kind
-    for record in read_newest_first(run_dir):
-        newest.setdefault(record["kind"], record)
-        if "evaluation" in newest and "iteration" in newest:
-            break
-    charged = [newest[kind] for kind in PROGRESS if kind in newest]
-    if not charged:
-        return {}
-    last = max(charged, key=lambda record: record["iteration"])
-    return {
-        "iteration": last["iteration"],
-        "device_seconds": last["cost"]["device_seconds"],
-        "evaluation_reward": newest.get("evaluation", {}).get("reward_mean"),
-        "training_reward": newest.get("iteration", {}).get("reward_mean"),
-        "age": time.time() - (run_dir / RECORDS).stat().st_mtime,
-    }
 
 
 # -- the decision, a state and why --------------------------------------------------------------------------------------
@@ -138,6 +132,8 @@ def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answ
     starts = answer.starts.get(job.job_id, [])
     if queued := answer.queued.get(job.job_id):
         return _in_queue(manifest, job, queued, [start for start in starts if start.over])
+    if not starts and job.submitted > answer.asked:
+        return "waiting", "was submitted just now"
     if answer.no_accounting:
         left = answer.left.get(job.job_id)
         wrote = manifest if manifest and _is_of_last_start(manifest, job, left.restarts if left else 0) else None

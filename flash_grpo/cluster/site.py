@@ -63,17 +63,17 @@ def _refuse_too_long_a_limit(partition: str | None, minutes: int) -> None:
     chosen = ["-p", partition] if partition else []
     for line in slurm.output_of("sinfo", "-h", "-o", "%P|%l", *chosen).splitlines():
         name, longest = line.split("|")
-        if (partition or name.endswith("*")) and minutes > _minutes(longest):
+        if (partition or name.endswith("*")) and minutes > slurm_minutes(longest):
             refuse(
-                f"hydra.launcher.timeout_min={minutes}: partition {name.rstrip('*')} allows {_minutes(longest):.0f}; a run "
-                "that reaches its time limit goes on in the next start"
+                f"hydra.launcher.timeout_min={minutes}: partition {name.rstrip('*')} allows {slurm_minutes(longest):.0f}; a "
+                "run that reaches its time limit goes on in the next start"
             )
 
 
-def _minutes(limit: str) -> float:
+def slurm_minutes(limit: str) -> float:
     """Convert Slurm's [days-]hours:minutes:seconds to minutes; 'infinite' to infinity.
 
-    >>> [_minutes(limit) for limit in ("10:00", "1:00:00", "1-00:00:00", "infinite")]
+    >>> [slurm_minutes(limit) for limit in ("10:00", "1:00:00", "1-00:00:00", "infinite")]
     [10.0, 60.0, 1440.0, inf]
     """
     if not limit[:1].isdigit():

@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flash_grpo.records.submissions import SubmittedRun, read_submitted
+from flash_grpo.records.known_jobs import known_jobs
+from flash_grpo.records.submissions import SubmittedRun
 
 QUEUE = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "EndTime", "PreemptTime")
 ACCOUNTING = ("JobID", "State", "Start", "End", "ElapsedRaw", "AllocTRES")
@@ -78,22 +80,24 @@ class JobStart:
 class Answer:
     """Slurm's knowledge of a study's jobs.
 
-    queued: the jobs that wait or run, by name. starts: by job, oldest first. left: the jobs that have left the queue and that
-    the controller still remembers, by name. no_accounting: why the accounting does not answer, '' if it does; `starts` is
-    then empty.
+    queued: the jobs that wait or run, by name. starts: by job, oldest first. asked: when Slurm was asked, seconds since 1970:
+    it cannot know of later jobs. left: the jobs that have left the queue and that the controller still remembers, by name.
+    no_accounting: why the accounting does not answer, '' if it does; `starts` is then empty.
     """
 
     queued: dict[str, Queued]
     starts: dict[str, list[JobStart]]
+    asked: float = float("inf")
     left: dict[str, Queued] = field(default_factory=dict)
     no_accounting: str = ""
 
 
 def ask_about(study: Path) -> Answer:
     """Ask squeue and sacct about all jobs of the study. NoSlurmError if squeue does not answer."""
-    jobs = {run.job_id: run for runs in read_submitted(study).values() for run in runs}
+    asked = time.time()
+    jobs = {run.job_id: run for runs in known_jobs(study).values() for run in runs}
     if not jobs:
-        return Answer(queued={}, starts={})
+        return Answer(queued={}, starts={}, asked=asked)
     arrays = ",".join(sorted({run.array_id for run in jobs.values()}))
     known = _queue(arrays)  # before sacct: a job that leaves the queue between the two counts as alive, not as lost
     queued = {name: job for name, job in known.items() if job.state not in LEFT}
@@ -101,9 +105,9 @@ def ask_about(study: Path) -> Answer:
     try:
         accounting = _accounting(arrays)
     except NoSlurmError as error:
-        return Answer(queued=queued, starts={}, left=left, no_accounting=str(error))
+        return Answer(queued=queued, starts={}, asked=asked, left=left, no_accounting=str(error))
     starts = {job: _since_submission(listed, jobs.get(job)) for job, listed in accounting.items()}
-    return Answer(queued=queued, starts={job: kept for job, kept in starts.items() if kept}, left=left)
+    return Answer(queued=queued, starts={job: kept for job, kept in starts.items() if kept}, asked=asked, left=left)
 
 
 def _since_submission(starts: list[JobStart], run: SubmittedRun | None) -> list[JobStart]:

@@ -4,8 +4,10 @@ import dataclasses
 import io
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,28 @@ from typing import Any
 from flash_grpo.cluster.node import run_again
 from flash_grpo.cluster.ownership import refuse_foreign_files
 from flash_grpo.cluster.slurm import HOW_SLURM_IS_FOUND, UNREACHED, NoSlurmError
-from flash_grpo.records.submissions import SubmittedRun, append_submitted, array_of
+from flash_grpo.records.checked import DamagedFileError, from_json
+from flash_grpo.records.files import RESTORE, read_object, write_atomically
+from flash_grpo.records.submissions import (
+    Intended,
+    SubmittedRun,
+    append_submitted,
+    array_of,
+    forget_intended,
+    write_intended,
+)
 
+UNSURE = ("Socket timed out", "Zero Bytes were transmitted")  # sbatch's words after which Slurm may still have the jobs
+LIMIT = re.compile(r"^(QOS|Assoc|Max|Grp|Part)\w*(Limit|Jobs|PerAccount|PerUser)")  # QOSMaxSubmitJobPerUserLimit
 SITE = ("account", "partition", "qos", "constraint", "reservation")  # settings that a site may have defaults for
 
 
 class RefusedError(ValueError):
-    """The reason, in one line, why sbatch does not accept a job."""
+    """The reason, in one line, why sbatch does not accept a job. limit: Slurm's word for the site's limit, '' for none."""
+
+    def __init__(self, reason: str, limit: str = ""):
+        super().__init__(reason)
+        self.limit = limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +53,30 @@ class JobRequest:
     parameters: dict[str, Any]
 
 
-def submit(
-    folder: Path, request: JobRequest, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
-) -> list[Any]:
-    """Submit one job for each tuple of `arguments` to `function`, as one array; return submitit's jobs.
+def submit(folder: Path, request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
+    """Submit runs, each of which executes its `point`, as one array, and record them; return submitit's jobs.
 
-    folder: the study's .submitit. RefusedError if Slurm or submitit refuses the request; NoSlurmError if Slurm does not answer.
+    folder: the study's .submitit, whose lock must be held. runs: their job_id and folder do not matter. RefusedError if Slurm
+    or submitit refuses the request; NoSlurmError if Slurm does not answer: if it may have the jobs all the same,
+    `orphans.adopt` finds that out, as it does after the death of this process.
     """
+    now = time.time()
+    intended = [dataclasses.replace(run, job_id="", folder="", submitted=now) for run in runs]
+    write_intended(folder, Intended(time=now, request=dataclasses.asdict(request), runs=intended))
+    try:
+        jobs = _sbatch(request, runs)
+    except (RefusedError, NoSlurmError) as error:
+        if not any(words in str(error) for words in UNSURE):
+            forget_intended(folder)
+        raise
+    submitted = _placed(runs, jobs)
+    write_job_files(folder, dataclasses.asdict(request), submitted)
+    append_submitted(folder, submitted)
+    forget_intended(folder)
+    return jobs
+
+
+def _sbatch(request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
     import submitit
 
     executor = submitit.AutoExecutor(request.folder, cluster="slurm", slurm_python=request.python)
@@ -56,12 +90,29 @@ def submit(
         ) from error
     try:
         with _own_environment(request.parameters), redirect_stderr(io.StringIO()):  # submitit prints the error as well
-            jobs = executor.map_array(function, *zip(*arguments, strict=True))
+            return executor.map_array(run_again, [run.point for run in runs])
     except submitit.core.utils.FailedJobError as error:
-        said = str(error).strip().splitlines()[-1]
-        raise (NoSlurmError if any(words in said for words in UNREACHED) else RefusedError)(said) from error
-    _request_file(folder, jobs[0].job_id).write_text(json.dumps(dataclasses.asdict(request), indent=1) + "\n")
-    return jobs
+        said = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
+        if any(words in line for words in UNREACHED for line in said):
+            raise NoSlurmError(said[-1]) from error
+        limit = next((line for line in said if line.isalnum() and LIMIT.search(line)), "")
+        limit = "MaxArraySize" if "Invalid job array" in said[-1] else limit
+        raise RefusedError(f"{said[-1]} ({limit})" if limit else said[-1], limit) from error
+
+
+def write_job_files(folder: Path, request: dict[str, Any], runs: list[SubmittedRun]) -> None:
+    """Write the files that jobs need and lack: what was asked of Slurm, and the pickle that submitit executes.
+
+    folder: the study's .submitit. request: a `JobRequest` as a dictionary. runs: of one array.
+    """
+    import submitit
+
+    write_atomically(_request_file(folder, runs[0].job_id), json.dumps(request, indent=1) + "\n")
+    for run in runs:
+        pickle = submitit.core.utils.JobPaths(run.folder, run.job_id).submitted_pickle
+        if not pickle.exists():
+            pickle.parent.mkdir(parents=True, exist_ok=True)
+            submitit.core.utils.DelayedSubmission(run_again, run.point).dump(pickle)
 
 
 def _executed(folder: Path, runs: list[SubmittedRun]) -> Iterator[Path]:
@@ -93,39 +144,64 @@ def _own_environment(parameters: dict[str, Any]) -> Iterator[None]:
 def resubmit(folder: Path, runs: list[SubmittedRun]) -> list[SubmittedRun]:
     """Submit runs again with the same code, configuration and resources; return their new lines of jobs.jsonl.
 
-    folder: the study's .submitit. Runs that were submitted as one array become one array again. RefusedError as in `submit`;
-    NotOursError before anything is submitted, if others could have written what would run.
+    folder: the study's .submitit, whose lock must be held. Runs that were submitted as one array become one array again.
+    RefusedError, which says what was submitted before, and NoSlurmError as in `submit`; NotOursError before anything is
+    submitted, if others could have written what would run; DamagedFileError, if what was asked of Slurm cannot be read.
     """
     refuse_foreign_files(folder, _executed(folder, runs))
     by_request: dict[Path, list[SubmittedRun]] = {}
     for run in runs:
         by_request.setdefault(_request_file(folder, run.job_id), []).append(run)
+    requests = [(_read_request(path), old) for path, old in by_request.items()]
     added: list[SubmittedRun] = []
-    for path, old in by_request.items():
-        request = JobRequest(**json.loads(path.read_text()))
-        jobs = submit(folder, request, run_again, [(run.point,) for run in old])
-        new = [dataclasses.replace(run, **_place(job)) for run, job in zip(old, jobs, strict=True)]
-        append_submitted(folder, new)
-        added += new
+    for request, old in requests:
+        try:
+            jobs = submit(folder, request, old)
+        except RefusedError as error:
+            raise RefusedError(f"{error}{_before(added, runs)}", error.limit) from error
+        except NoSlurmError as error:
+            raise NoSlurmError(f"{error}{_before(added, runs)}") from error
+        added += _placed(old, jobs)
     return added
 
 
-def submitted_run(job: Any, *, run: str, directory: str, overrides: list[str], code: Path) -> SubmittedRun:
-    """Describe a run that was submitted for the first time, as submitit's `job`."""
-    return SubmittedRun(
-        run=run,
-        directory=directory,
-        overrides=overrides,
-        code=str(code),
-        ranks=job.num_tasks,
-        point=str(job.paths.submitted_pickle),
-        **_place(job),
+def _before(added: list[SubmittedRun], runs: list[SubmittedRun]) -> str:
+    """Say what was submitted before a refusal, and what was not."""
+    if not added:
+        return ""
+    names = {run.run for run in added}
+    done = ", ".join(f"{run.run} as job {run.job_id}" for run in added)
+    return (
+        f"; submitted before that: {done}; not submitted: {', '.join(run.run for run in runs if run.run not in names)}"
     )
 
 
-def _place(job: Any) -> dict[str, Any]:
-    """Return the fields of `SubmittedRun` that change when a run is submitted again."""
-    return {"job_id": job.job_id, "folder": str(job.paths.folder), "submitted": time.time()}
+def _read_request(path: Path) -> JobRequest:
+    way_out = f"{RESTORE}, or give the sweep's command again to submit the runs"
+    try:
+        return from_json(JobRequest, read_object(path, way_out))
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), way_out) from None
+
+
+def write_point(folder: Path, name: str, function: Callable[..., Any], *arguments: Any) -> Path:
+    """Write what the job of a run is to execute, a pickle of its own; return its path. name: of the run."""
+    import submitit
+
+    path = (folder / "points" / f"{name}-{uuid.uuid4().hex[:12]}.pkl").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    submitit.core.utils.DelayedSubmission(function, *arguments).dump(path)
+    return path
+
+
+def _placed(runs: list[SubmittedRun], jobs: list[Any]) -> list[SubmittedRun]:
+    """Return the runs as they were submitted now, as submitit's `jobs`."""
+    return [
+        dataclasses.replace(run, job_id=job.job_id, folder=str(job.paths.folder), submitted=time.time())
+        for run, job in zip(runs, jobs, strict=True)
+    ]
 
 
 def _request_file(folder: Path, job: str) -> Path:

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,22 +12,30 @@ from flash_grpo.cluster.bill import write_bills
 from flash_grpo.cluster.board import Board
 from flash_grpo.cluster.points import SweepPoint
 from flash_grpo.cluster.run_state import OVER, RunState, run_state
-from flash_grpo.records.submissions import read_submitted
+from flash_grpo.records.known_jobs import known_jobs
 
 log = logging.getLogger(__name__)
 ASK_SLURM_S, LOOK_AGAIN_S = 15.0, 2.0  # seconds between two polls; the second value once a run seems to be over
 SETTLE_S = 20.0  # how long to wait for the accounting when all runs are over
 
 
-def wait(points: list[SweepPoint], study: Path) -> None:
-    """Wait until all runs are over, then write their bills. Exit 1 if one has failed; 130 on Ctrl-C, and the jobs go on."""
-    board, watch = Board(running=list(points)), Watch(study)
+def wait(board: Board, study: Path, send: Callable[[Board], None]) -> None:
+    """Wait until all runs are over, then write their bills. Exit 1 if one has failed; 130 on Ctrl-C, and the jobs go on.
+
+    send: submits what it can of the board's waiting points; called again and again until none waits.
+    """
+    watch = Watch(study)
     try:
-        while board.running:
+        while board.waiting or board.running:
+            if board.waiting:
+                send(board)
             board.collect(watch.ended_of)
             time.sleep(1)
     except KeyboardInterrupt:
-        log.warning("no longer waiting; %d runs go on: python -m flash_grpo.jobs %s", len(board.running), study)
+        unsent = f", {len(board.waiting)} were not submitted" if board.waiting else ""
+        log.warning(
+            "no longer waiting; %d runs go on%s: python -m flash_grpo.jobs %s", len(board.running), unsent, study
+        )
         sys.exit(130)
     _write_bills(study)
     board.end()
@@ -51,7 +60,7 @@ class Watch:
         if time.monotonic() - self.last_poll < (LOOK_AGAIN_S if soon else ASK_SLURM_S):
             return []
         try:
-            answer, submitted = slurm.ask_about(self.study), read_submitted(self.study)
+            answer, submitted = slurm.ask_about(self.study), known_jobs(self.study)
         except slurm.NoSlurmError as error:
             if not self.unanswered:
                 log.warning("Slurm could not be asked (%s), and is asked again until it answers", error)
@@ -62,7 +71,8 @@ class Watch:
         if self.unanswered:
             log.info("Slurm answers again")
         self.unanswered = False
-        gone = [point for point in points if submitted[point.name][-1].job_id not in answer.queued]
+        queued = {name for name, jobs in submitted.items() if any(job.job_id in answer.queued for job in jobs)}
+        gone = [point for point in points if point.name not in queued]
         states = {point.name: run_state(self.study / point.name, submitted[point.name], answer) for point in gone}
         left = [run_state(self.study / point.name, submitted[point.name], answer) for point in ready]
         self._warn_of_lingering(left)

@@ -1,4 +1,4 @@
-"""Read and write `<study>/.submitit/jobs.jsonl`, which lists the runs that were submitted to Slurm."""
+"""Read and write `<study>/.submitit/jobs.jsonl`, which lists the runs that were submitted to Slurm, and what is about to be."""
 
 import dataclasses
 import json
@@ -7,14 +7,15 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from flash_grpo.records.checked import DamagedFileError, from_json, parsed
-from flash_grpo.records.files import RESTORE
+from flash_grpo.records.files import RESTORE, read_object, write_atomically
 from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.identity import directory_name
 
 log = logging.getLogger(__name__)
-FOLDER, JOBS = ".submitit", "jobs.jsonl"
+FOLDER, JOBS, INTENDED = ".submitit", "jobs.jsonl", "intended.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +99,43 @@ def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
     except OSError:
         os.truncate(path, len(there))
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intended:
+    """What is about to be submitted: `<study>/.submitit/intended.json`, from before sbatch until jobs.jsonl has the jobs.
+
+    If the file is left over, its launcher has died in between, and Slurm may have jobs that jobs.jsonl does not list.
+    time: seconds since 1970. request: what is asked of Slurm, as in `<array>.json`. runs: in the order of the array's
+    elements; their job_id and folder are ''.
+    """
+
+    time: float
+    request: dict[str, Any]
+    runs: list[SubmittedRun]
+
+
+def write_intended(folder: Path, intended: Intended) -> None:
+    """Write what is about to be submitted. folder: the study's .submitit. OSError if it cannot be written."""
+    write_atomically(folder / INTENDED, json.dumps(dataclasses.asdict(intended)) + "\n")
+
+
+def read_intended(folder: Path) -> Intended | None:
+    """Read what was about to be submitted when its launcher died; None if nothing was. DamagedFileError if it is damaged."""
+    path = folder / INTENDED
+    if not path.exists():
+        return None
+    way_out = (
+        "see by squeue whether Slurm has jobs of this study that its table lacks, cancel them, and delete the file"
+    )
+    try:
+        return from_json(Intended, read_object(path, way_out))
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), way_out) from None
+
+
+def forget_intended(folder: Path) -> None:
+    """Note that nothing is about to be submitted any more."""
+    (folder / INTENDED).unlink(missing_ok=True)

@@ -42,9 +42,9 @@ def study(tmp_path, monkeypatch, canary) -> Path:
     failed = JobStart(job="7_0", state="FAILED", start="2026-01-01T12:00:00", over=True, seconds=9, devices=0)
     monkeypatch.setattr(slurm, "ask_about", lambda _: Answer(queued={}, starts={"7_0": [failed]}))
 
-    def executed(folder, request, function, arguments):
-        for (point,) in arguments:
-            pickle.loads(Path(point).read_bytes())
+    def executed(folder, request, runs):
+        for run in runs:
+            pickle.loads(Path(run.point).read_bytes())
         raise submission.RefusedError("the canary is dead")
 
     monkeypatch.setattr(submission, "submit", executed)
