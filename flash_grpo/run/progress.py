@@ -33,7 +33,9 @@ class Budget:
         """Return the share of the budget that is used up; the run ends at 1."""
         used = (iteration, cost.device_seconds / 3600, cost.pflop)
         bounds = (self.iterations, self.device_hours, self.pflop)
-        return max(amount / (self.share * bound) for amount, bound in zip(used, bounds, strict=True) if bound is not None)
+        return max(
+            amount / (self.share * bound) for amount, bound in zip(used, bounds, strict=True) if bound is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
