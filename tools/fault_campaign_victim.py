@@ -121,7 +121,7 @@ class Victim:
             if self._ended():
                 self._resubmit()
                 moved = time.monotonic()
-            if self.iteration != iteration:
+            if self.iteration != iteration or self.state() in ("waiting", ""):
                 moved, iteration = time.monotonic(), self.iteration
             if time.monotonic() - moved > PATIENCE_S:
                 raise LostError(f"not {what}: {self.state()} {self.last_why}")
