@@ -121,7 +121,7 @@ class Victim:
             if self._ended():
                 self._resubmit()
                 moved = time.monotonic()
-            if self.iteration != iteration:
+            if self.iteration != iteration or self.state() in ("waiting", ""):
                 moved, iteration = time.monotonic(), self.iteration
             if time.monotonic() - moved > PATIENCE_S:
                 raise LostError(f"not {what}: {self.state()} {self.last_why}")
@@ -195,6 +195,8 @@ def called(*command: str, tries: int = 20) -> str:
 
 def differs(ours: Path, whole: Path) -> str:
     """Say what a run has computed otherwise than the undisturbed one; '' if all records and weights are the same."""
+    if len(read_manifest(whole).starts) != 1:
+        return "the run that was to be undisturbed was started twice"
     if [_untimed(record) for record in read_records(ours)] != [_untimed(record) for record in read_records(whole)]:
         return "other records than the undisturbed run"
     mine, theirs = (checkpoint.newest(directory)["parameters"] for directory in (ours, whole))
@@ -214,7 +216,7 @@ def submit(folder: Path, study: str, names: list[str], shape: str, *options: str
     """Submit the runs `names` of one configuration as a sweep. shape: the launcher's resources."""
     command = [sys.executable, "train.py", "-m", "slurm=cpu", f"hydra.launcher={shape}", *CONFIGURATION, *options]
     places = [f"runs_root={folder}", f"study={study}", f"run_name={','.join(names)}"]
-    done = subprocess.run([*command, *places], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([*command, *places, "detach=true"], capture_output=True, text=True, env=os.environ)
     if done.returncode:
         sys.exit(f"fault_campaign: {json.dumps(names)} could not be submitted: {done.stderr or done.stdout}")
 
