@@ -91,10 +91,7 @@ def all_sections(given: Material) -> list[Section]:
         "Cost": (costs, ""),
         "Stability": (steadiness, STABILITY),
         "Mechanism": (mechanisms, MECHANISM),
-        "Beside the paper": (
-            beside_the_paper,
-            "The paper's numbers are single runs without intervals (analysis/paper).",
-        ),
+        "Beside the paper": (beside_the_paper, "The paper's numbers are single runs without intervals."),
         "Every run": (every_run, ""),
     }
     made = [Section(title=title, text=text, shown=list(maker(given))) for title, (maker, text) in makers.items()]
@@ -140,10 +137,8 @@ def _training(study: Study, cost: str, suffix: str, words: str) -> Shown:
 
 
 def sooner(given: Material) -> Iterator[Shown]:
-    table = frontier.frontier_table(given.study, given.summaries, given.cost)
-    if len(table):
-        title = "Cost to the reward that Flash-GRPO ends with"
-        yield Shown(name="frontier", title=title, caption=MEANS, table=table)
+    if len(table := frontier.frontier_table(given.study, given.summaries, given.cost)):
+        yield Shown(name="frontier", title="Cost to Flash-GRPO's final reward", caption=MEANS, table=table)
 
 
 def ablations(given: Material) -> Iterator[Shown]:

@@ -77,8 +77,7 @@ class IterationRecord:
     reward_mean, reward_std: mean and population std of the R training rewards. reward_parts: mean of each part.
     within_group_std: mean over groups of the population std in the group.
     groups_without_spread: share of groups whose std is 0 (they train nothing; a row of such iterations is said on the console).
-    transitions: N, the steps that were trained, stochastic or not, counted again in each epoch; steps: share of N at each
-    denoising step.
+    transitions: N, the steps that were trained, counted again in each epoch; steps: share of N at each denoising step.
     weight_min, weight_max: of the weights after rescaling. advantage_abs_mean: mean |A| over N.
     ratio_mean, ratio_max: of r = exp(logp - logp_old) over N. clip_fraction: share of N with |r - 1| > ratio_clip.
     ratio_drift: max |r - 1| before the first optimizer step of this iteration: rollout against replay, 0 in exact arithmetic.
