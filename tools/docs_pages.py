@@ -108,10 +108,11 @@ def _readme() -> list[Page]:
 
 def _methods() -> str:
     """Return the tables of methods and ablations, and the presets verbatim: each value has its source beside it."""
-    lines = ["## The methods\n", "| | plan | weight |", "|---|---|---|"]
+    lines = ["## The methods\n", "| | plan | weight | target |", "|---|---|---|---|"]
     for path in sorted((ROOT / "flash_grpo/conf/method").glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
-        lines.append(f"| `method={path.stem}` | {_call(content['plan'])} | {_call(content['weigh'])} |")
+        parts = " | ".join(_call(content[part]) for part in ("plan", "weigh", "target"))
+        lines.append(f"| `method={path.stem}` | {parts} |")
     lines += ["\n| | what it changes |", "|---|---|"]
     for path in sorted((ROOT / "ablations").glob("*.yaml")):
         content = yaml.safe_load(path.read_text()) or {}
