@@ -128,8 +128,8 @@ class Victim:
             time.sleep(0.5)
 
     def until_restarted(self, before: int) -> None:
-        """Wait until Slurm has restarted the job or it has failed; TooLateError if it completes first."""
-        self.wait(lambda: self.state() == "failed" or self.restarts() > before)
+        """Wait until Slurm has restarted the job or it is over; TooLateError if the run completes first."""
+        self.wait(lambda: self.state() in OVER or self.restarts() > before)
 
     def wait(self, holds: Callable[[], object]) -> None:
         """Wait for something that a fault causes; TooLateError if the run completes first."""
