@@ -19,7 +19,7 @@ from flash_grpo.cluster.run_state import OVER, RunState, run_states
 from flash_grpo.records.files import last_recorded, read_manifest, read_records
 from flash_grpo.run import checkpoint
 
-PATIENCE_S = 300  # for one wait; a run that has not moved by then is lost
+PATIENCE_S = 900  # for one wait without a new iteration: on a busy machine a start alone may take minutes
 LOOK_S = 2.0
 HANGS_S = 60
 MOST_RESUBMISSIONS = 5
