@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 from fault_campaign_victim import Victim, called
 
+from flash_grpo.cluster.run_state import OVER
 from flash_grpo.run import checkpoint
 
 CLUSTER = Path(__file__).resolve().with_name("dev_cluster")
@@ -88,7 +89,8 @@ def restart_daemon(run: Victim, chance: random.Random) -> None:
 
 def time_limit(run: Victim, chance: random.Random) -> None:
     before, job = run.restarts(), run.job()
-    called("scontrol", "update", f"jobid={job}", "timelimit=1")
+    elapsed = int(called("squeue", "-h", "-j", job, "-o", "%M").split(":")[-2])  # whole minutes, of MM:SS
+    called("scontrol", "update", f"jobid={job}", f"timelimit={elapsed + 1}")
     run.until_restarted(before)
     called("scontrol", "update", f"jobid={job}", "timelimit=60", tries=3)
 
@@ -101,7 +103,7 @@ def fill_disk(run: Victim, chance: random.Random) -> None:
             pass
     os.truncate(filler, max(0, filler.stat().st_size - chance.choice([0, 100_000, 1_000_000])))
     try:
-        run.wait(lambda: run.state() == "failed")
+        run.wait(lambda: run.state() in OVER)
     finally:
         filler.unlink()
 
@@ -109,7 +111,7 @@ def fill_disk(run: Victim, chance: random.Random) -> None:
 def flip_bit(run: Victim, chance: random.Random) -> None:
     """Requeue the run and, while it waits, flip a bit in a file of its newest checkpoint."""
     called("scancel", "--signal=USR2", run.job())
-    run.wait(lambda: run.state() in ("requeued", "failed"))
+    run.wait(lambda: run.state() in ("requeued", *OVER))
     newest = run.directory / "checkpoints" / checkpoint.names(run.directory)[0]
     path = chance.choice(sorted(newest.glob("*.pt")))
     with open(path, "r+b") as file:

@@ -19,7 +19,7 @@ from flash_grpo.cluster.run_state import OVER, RunState, run_states
 from flash_grpo.records.files import last_recorded, read_manifest, read_records
 from flash_grpo.run import checkpoint
 
-PATIENCE_S = 300  # for one wait; a run that has not moved by then is lost
+PATIENCE_S = 900  # for one wait without a new iteration: on a busy machine a start alone may take minutes
 LOOK_S = 2.0
 HANGS_S = 60
 MOST_RESUBMISSIONS = 5
@@ -128,8 +128,8 @@ class Victim:
             time.sleep(0.5)
 
     def until_restarted(self, before: int) -> None:
-        """Wait until Slurm has restarted the job or it has failed; TooLateError if it completes first."""
-        self.wait(lambda: self.state() == "failed" or self.restarts() > before)
+        """Wait until Slurm has restarted the job or it is over; TooLateError if the run completes first."""
+        self.wait(lambda: self.state() in OVER or self.restarts() > before)
 
     def wait(self, holds: Callable[[], object]) -> None:
         """Wait for something that a fault causes; TooLateError if the run completes first."""

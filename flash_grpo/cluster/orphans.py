@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flash_grpo.cluster import slurm
 from flash_grpo.cluster.study_lock import LockedError, StudyLock
+from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.submissions import (
     FOLDER,
     INTENDED,
@@ -30,7 +31,10 @@ CLOCKS_DIFFER_S = 60
 
 
 def adopt_if_free(study: Path) -> None:
-    """Record the study's orphans, unless something is just being submitted. NoSlurmError as in `adopt`."""
+    """Record the study's orphans, unless something is just being submitted, or the study is another user's.
+
+    NoSlurmError as in `adopt`. A note of the submission that is damaged is named in a warning.
+    """
     folder = study / FOLDER
     if not (folder / INTENDED).exists():
         return
@@ -40,6 +44,8 @@ def adopt_if_free(study: Path) -> None:
         return
     try:
         adopt(study)
+    except DamagedFileError as damaged:
+        log.warning(str(damaged))
     finally:
         lock.close()
 

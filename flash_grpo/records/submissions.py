@@ -118,16 +118,22 @@ class Intended:
 def write_intended(folder: Path, intended: Intended) -> None:
     """Write what is about to be submitted. folder: the study's .submitit. OSError if it cannot be written."""
     write_atomically(folder / INTENDED, json.dumps(dataclasses.asdict(intended)) + "\n")
+    (folder / INTENDED).chmod(0o600)
 
 
 def read_intended(folder: Path) -> Intended | None:
-    """Read what was about to be submitted when its launcher died; None if nothing was. DamagedFileError if it is damaged."""
+    """Read what was about to be submitted when its launcher died; None if nothing was.
+
+    DamagedFileError if it is damaged, or if somebody else could have written it: it names what jobs of this user execute.
+    """
     path = folder / INTENDED
     if not path.exists():
         return None
     way_out = (
         "see by squeue whether Slurm has jobs of this study that its table lacks, cancel them, and delete the file"
     )
+    if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022:
+        raise DamagedFileError(path, "may have been written by somebody else", way_out)
     try:
         return from_json(Intended, read_object(path, way_out))
     except DamagedFileError:

@@ -21,7 +21,7 @@ WAIT_S = 200
 
 def _detached(submit, ranks: int, name: str) -> Study:
     study = submit(*BUDGET, RANKS[ranks], "detach=true", name=name)
-    assert study.launcher.wait(WAIT_S) == 0
+    assert study.launcher.wait(5 * WAIT_S) == 0
     return study
 
 

@@ -167,14 +167,24 @@ def test_an_sbatch_that_may_be_on_its_way_is_waited_for(cut_short, pretend, monk
     assert read_intended(folder) is None
 
 
-def test_the_note_of_a_submission_that_is_damaged_is_named_and_what_to_do(cut_short, pretend, capsys):
+@pytest.mark.parametrize(
+    ("mode", "problem"), [(0o600, "is not JSON"), (0o666, "may have been written by somebody else")]
+)
+def test_the_note_of_a_submission_that_cannot_be_trusted_is_named_and_what_to_do(
+    cut_short, pretend, capsys, caplog, mode, problem
+):
     pretend(squeue="", sacct="")
-    (cut_short / ".submitit/intended.json").write_text("{")
-    append_submitted(cut_short / ".submitit", [submitted("run0", "7")])
+    folder = cut_short / ".submitit"
+    (folder / "intended.json").write_text("{")
+    (folder / "intended.json").chmod(mode)
+    append_submitted(folder, [submitted("run0", "7")])
+    jobs.main([str(cut_short)])
+    (line,) = caplog.messages
+    assert f"intended.json: {problem}" in line and "delete the file" in line
+    assert "run0" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        jobs.main([str(cut_short)])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "intended.json: is not JSON" in line and "delete the file" in line
+        jobs.main([str(cut_short), "--resubmit", "run0"])
+    assert f"intended.json: {problem}" in capsys.readouterr().err
 
 
 # -- several jobs of one run -------------------------------------------------------------------------------------------

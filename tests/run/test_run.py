@@ -153,11 +153,11 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
 def test_a_run_of_any_target_that_is_interrupted_again_and_again_ends_bit_identically(
     config, tmp_path, monkeypatch, preset
 ):
-    """Every fifth piece: in rollouts, before the first optimizer step where old velocities are needed, between two of them."""
+    """Every third piece: in rollouts, before the first optimizer step where old velocities are needed, between two of them."""
     chosen = (f"ablations={preset}", "training.batch=2", "training.optimizer_steps=2", "training.shares=rollouts")
     overrides = (*chosen, "budget.iterations=1")
     whole = _start(config, tmp_path / "whole", *overrides)
-    monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self, 5))
+    monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self, 3))
     names = []
     for _ in range(40):
         with suppress(stop.Interrupted):
