@@ -86,6 +86,32 @@ def predicted(
     return v_S, torch.full((len(v_S),), 0.5**0.5).to(v_S)
 
 
+def tried(target: Target, schedule: FlowSchedule, step: int, ratio_clip: float | None) -> LossTerms:
+    """Call a target on two made-up siblings at this step, so that it refuses its settings before a model is loaded."""
+    x_N, two_N = torch.tensor([0.1, 0.4]).reshape(2, 1, 1, 1, 1), torch.arange(2)
+    taken = Transitions(
+        rollout_N=two_N,
+        step_N=torch.full((2,), step),
+        state_N=two_N,
+        x_SCFHW=x_N,
+        x_next_NCFHW=x_N + 0.1,
+        logp_old_N=torch.zeros(2),
+    )
+    at = Replay(
+        taken=taken,
+        schedule=schedule,
+        advantage_N=torch.tensor([1.0, -1.0]),
+        weight_N=torch.ones(2),
+        ratio_clip=ratio_clip,
+        x_NCFHW=x_N,
+        straight_NCFHW=x_N,
+        old_NCFHW=x_N,
+        siblings_NGCFHW=torch.stack([x_N, x_N]),
+        advantage_NG=torch.tensor([[1.0, -1.0], [1.0, -1.0]]),
+    )
+    return target(x_N, at)
+
+
 @needing(TRANSITION)
 def sde_logprob(mean_N: torch.Tensor, at: Replay) -> LossTerms:
     """Train -A·log p(x_next given x) of the stochastic steps, by clipped ratios (Flow-GRPO, Flash-GRPO and most others)."""

@@ -11,7 +11,8 @@ from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.paths import Path
 from flash_grpo.algorithm.schedule import check_stochastic
-from flash_grpo.algorithm.types import FlowSchedule
+from flash_grpo.algorithm.targets import tried
+from flash_grpo.algorithm.types import FlowSchedule, LossTerms
 from flash_grpo.run.settings import ConfigError
 
 GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
@@ -31,6 +32,12 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
     if method.needs.stochastic:
         _answered("schedule", check_stochastic, schedule, candidate_T)
     _answered("method.plan", method.check_plan, len(schedule))
+    step = int(candidate_T.nonzero()[0])
+    terms = _answered("method.target", tried, method.target, schedule, step, method.ratio_clip)
+    if not isinstance(terms, LossTerms) or terms.loss_N.shape != (2,):
+        raise ConfigError(
+            "method.target: must return LossTerms with a loss for each trained step, see algorithm/targets.py"
+        )
     weight_T = _answered("method.weigh", method.weigh, schedule)
     usable = (
         isinstance(weight_T, torch.Tensor)

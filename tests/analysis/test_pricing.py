@@ -154,7 +154,15 @@ def test_the_report_says_on_everything_with_a_cost_that_it_is_an_estimate(flippe
         "training_against_estimated_hours",
         "cost",
     }
-    priced_ones |= {"ablation", "differences", "difference_forest_linear", "cost_per_iteration", "fig5", "runs"}
+    priced_ones |= {
+        "ablation",
+        "differences",
+        "difference_forest_linear",
+        "cost_per_iteration",
+        "fig5",
+        "runs",
+        "frontier",
+    }
     assert {name for name, title in titles.items() if words in title} == priced_ones
     assert set(titles) - priced_ones >= {"ranking", "ranking_rewards", "prices", "reward_against_pflop", "stability"}
     assert "estimated" in titles["ranking"]

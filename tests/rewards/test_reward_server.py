@@ -237,9 +237,10 @@ def test_a_server_that_never_returns_ends_the_run_and_no_rollout_is_made_again(s
             time.sleep(0.3)
         return ShapesReward()(video, text)
 
-    def noted(self, batch, *more):
+    def noted(self, route, *more):
+        batch = route.batch
         made.append((batch.iteration, tuple(batch.sibling_B.tolist()), tuple(batch.prompt_B.tolist())))
-        return make(self, batch, *more)
+        return make(self, route, *more)
 
     monkeypatch.setattr(RolloutMaker, "make", noted)
     servers.append(serving(dies_for_good))

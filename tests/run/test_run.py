@@ -128,6 +128,7 @@ BRANCHES = (
     "rollout.path={lead:1,follow:1}",
     "optim.anneal.over_pflop=1e-5",
     "budget.pflop=null",
+    "budget.share=1",
 )
 
 

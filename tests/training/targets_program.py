@@ -1,4 +1,4 @@
-"""What test_targets.py starts with torchrun, and calls in its own process too: one iteration of each target."""
+"""What test_trained_targets.py starts with torchrun, and calls in its own process too: one iteration of each target."""
 
 import sys
 from pathlib import Path
