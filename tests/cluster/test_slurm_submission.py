@@ -91,6 +91,8 @@ def test_jobs_of_a_launcher_that_died_before_it_recorded_them_are_found_and_are_
     site.slurm("scontrol", "release", array)
     ended = {"run0": "complete", "run1": "complete", "run2": "cancelled"}
     eventually(lambda: site.states() == ended, "over", 60)
+    # the accounting hears of an end a little later; the next look writes the bill
+    eventually(lambda: site.states() and read_manifest(site.study / "run0").bill, "billed", 60)
     seconds = site.slurm("sacct", "-X", "-nP", "-j", f"{array}_0", "-o", "ElapsedRaw").split()
     bill = read_manifest(site.study / "run0").bill
     assert bill and bill.device_seconds == sum(map(int, seconds))
