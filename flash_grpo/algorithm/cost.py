@@ -82,7 +82,7 @@ def counted(
             batch = route.batch
             keys = noise_keys(batch, seed, method.initial_noise)
             keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
-            mask_BT = route.sde_mask_BT
+            mask_BT = route.mask_BT
             of_part = distinct_states(keys, mask_BT, keep_B, batch.optimizer_step_B, needs.stochastic)
             velocities, videos = velocities + of_part[0], videos + len(batch)
             states += layout.epochs * of_part[1]

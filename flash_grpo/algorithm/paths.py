@@ -1,7 +1,7 @@
-"""Choose at which places of the grid a rollout evaluates the transformer: everywhere, or few times around its stochastic step.
+"""Choose at which places of the grid a rollout evaluates the transformer: everywhere, or few times around its trained step.
 
 A place is an index into the grid; between two grid points it is a fraction, so places at equal distances are as dense in sigma
-as the grid is. The stochastic step itself always goes from one grid point to the next: training replays the grid's own step.
+as the grid is. The trained step itself always goes from one grid point to the next: training replays the grid's own step.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from flash_grpo.algorithm.types import FlowSchedule, PromptBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Path:
-    """How many evaluations lead from x_T to the stochastic step, and how many follow it before the result is decoded.
+    """How many evaluations lead from x_T to the trained step, and how many follow it before the result is decoded.
 
-    None is the grid's own steps; more than the grid has there are not taken. follow=0 decodes what the velocity before the
-    stochastic step points at: siblings then differ in that step's noise alone.
+    None is the grid's own steps; more than the grid has there are not taken. follow=0 decodes what the trained step's
+    own velocity points at: siblings that share x_T then differ in that step's noise alone.
     """
 
     lead: int | None = None
@@ -33,16 +33,8 @@ class Path:
         """Return True if rollouts take the whole grid."""
         return self.lead is None and self.follow is None
 
-    def check(self, one_step: bool) -> None:
-        """Raise ValueError for a path around a step of rollouts that have several."""
-        if not self.is_whole and not one_step:
-            raise ValueError(
-                "rollout.path: leads to one stochastic step and on from it, and the rollouts of method.plan have several; "
-                "choose a plan of one step, or leave rollout.path.lead and rollout.path.follow null"
-            )
-
     def places(self, step: int, num_steps: int) -> tuple[float, ...]:
-        """Return where a rollout with this stochastic step evaluates the transformer, and where it ends."""
+        """Return where a rollout with this trained step evaluates the transformer, and where it ends."""
         lead = _between(0, step, self.lead)
         if self.follow == 0:
             return (*lead, step, step + 1)
@@ -60,28 +52,34 @@ class Route:
     place_S: tuple[float, ...]
     """Step k goes from `place_S[k]` to `place_S[k + 1]`."""
 
-    sde_mask_BT: torch.Tensor
-    """Which of these steps are stochastic, bool."""
+    mask_BT: torch.Tensor
+    """Which of these steps are trained, bool."""
 
     def grid_step(self, step_N: torch.Tensor) -> torch.Tensor:
-        """Return the grid's own index of these stochastic steps."""
+        """Return the grid's own index of these trained steps."""
         return torch.tensor(self.place_S)[step_N].long()
 
 
-def routes(batch: PromptBatch, sde_mask_BT: torch.Tensor, path: Path, at_once: int) -> list[Route]:
-    """Return the batch's rollouts in parts, in order. sde_mask_BT: on the grid.
+def routes(batch: PromptBatch, mask_BT: torch.Tensor, path: Path, at_once: int) -> list[Route]:
+    """Return the batch's rollouts in parts, in order. mask_BT: the trained steps, on the grid.
 
-    On the whole grid a part is of whole groups, see `PromptBatch.split`; on a path, of neighbours with one stochastic step.
+    On the whole grid a part is of whole groups, see `PromptBatch.split`; on a path, of neighbours with one trained step.
+    ValueError for a path around a step of rollouts that have several.
     """
+    if not path.is_whole and (mask_BT.sum(1) != 1).any():
+        raise ValueError(
+            "rollout.path: leads to one trained step and on from it, and the rollouts of method.plan have several; choose a "
+            "plan of one step, or leave rollout.path.lead and rollout.path.follow null"
+        )
     found: list[Route] = []
-    first, num_steps = 0, sde_mask_BT.shape[1]
+    first, num_steps = 0, mask_BT.shape[1]
     for part in batch.split(at_once):
-        mask_BT = sde_mask_BT[first : first + len(part)]
+        of_part_BT = mask_BT[first : first + len(part)]
         first += len(part)
         if path.is_whole:
-            found.append(Route(batch=part, place_S=tuple(range(num_steps + 1)), sde_mask_BT=mask_BT))
+            found.append(Route(batch=part, place_S=tuple(range(num_steps + 1)), mask_BT=of_part_BT))
         else:
-            found += _by_step(part, mask_BT.int().argmax(1).tolist(), num_steps, path)
+            found += _by_step(part, of_part_BT.int().argmax(1).tolist(), num_steps, path)
     return found
 
 
@@ -109,14 +107,14 @@ def on_places(schedule: FlowSchedule, place_S: tuple[float, ...]) -> FlowSchedul
 
 
 def _by_step(part: PromptBatch, step_B: list[int], num_steps: int, path: Path) -> list[Route]:
-    """Cut where the stochastic step changes: siblings of one step, and neighbours that happen to have it, stay together."""
+    """Cut where the trained step changes: siblings of one step, and neighbours that happen to have it, stay together."""
     starts = [row for row in range(len(part)) if not row or step_B[row] != step_B[row - 1]]
     found = []
     for first, end in zip(starts, [*starts[1:], len(part)], strict=True):
         place_S = path.places(step_B[first], num_steps)
         mask_T = torch.tensor([place == step_B[first] for place in place_S[:-1]])
         rows = part.rows(torch.arange(first, end))
-        found.append(Route(batch=rows, place_S=place_S, sde_mask_BT=mask_T.expand(end - first, -1)))
+        found.append(Route(batch=rows, place_S=place_S, mask_BT=mask_T.expand(end - first, -1)))
     return found
 
 

@@ -138,7 +138,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Yield the settings below a node with their dotted keys; not where something ran."""
     if isinstance(node, DictConfig):
         for name in node:
-            yield from _leaves(node[name], f"{key}.{name}".lstrip("."))
+            yield from _leaves(node[name], f"{key}.{name!s}".lstrip("."))
     elif (
         node is not None
         and not is_of_servers(key)
@@ -150,7 +150,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _cost(record: dict[str, Any], manifest: RunManifest) -> str:
     cost, hardware = from_json(Cost, record["cost"]), manifest.hardware
     git = manifest.git or {}
-    rows = [
+    rows: list[list[Any]] = [
         ["device-hours (rollout + reward + update)", f"{cost.device_seconds / 3600:.4g}"],
         ["device-hours of evaluation", f"{record['evaluation_seconds'] / 3600:.4g}"],
         ["PFLOP of the transformer", f"{cost.pflop:.4g}"],

@@ -1,5 +1,6 @@
 """Time an iteration and, separately, its unavoidable parts: forwards, backwards, decoding and reward at the same batches."""
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -9,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from flash_grpo.algorithm.noise import noise_keys
+from flash_grpo.algorithm.paths import Route, on_places
 from flash_grpo.algorithm.types import Rollouts
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
@@ -44,28 +46,37 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
 def _unavoidable_parts(trainer: Trainer) -> Mapping[str, Callable[[], object]]:
     """Return functions, by name, that compute what every implementation of an iteration must compute."""
-    batch, states_T = trainer.batch(1), []
-    rollouts = trainer.rollouts.make(batch, "measured", lambda: states_T.append(_states(trainer)))
-    states_T = [len(set(noise_keys(batch, trainer.seed, trainer.method.initial_noise).initial_B)), *states_T[:-1]]
-    trainer.journal.done.clear()
+    batch, maker = trainer.batch(1), trainer.rollouts
+    computed = [_computed(trainer, route) for route in maker.routes(batch)]
+    rollouts = maker.all(batch)
     latent_BCFHW = torch.randn(len(rollouts.batch), *trainer.policy.latent_shape).to(rollouts.condition_BMD.device)
     return {
-        "forwards": lambda: _forwards(trainer, states_T, latent_BCFHW, rollouts.condition_BMD),
+        "forwards": lambda: _forwards(trainer, computed, latent_BCFHW, rollouts.condition_BMD),
         "update": lambda: _update(trainer, rollouts),
-        "decode": lambda: [trainer.policy.decode(chunk) for chunk in latent_BCFHW.split(trainer.rollouts.at_once)],
-        "reward": lambda: trainer.rollouts.reward(rollouts.video_BFHWC, rollouts.batch.text),
+        "decode": lambda: [trainer.policy.decode(chunk) for chunk in latent_BCFHW.split(maker.at_once)],
+        "reward": lambda: maker.reward(rollouts.video_BFHWC, rollouts.batch.text),
     }
 
 
-def _states(trainer: Trainer) -> int:
-    """Return the number of distinct states of the denoising that the journal holds."""
-    return len(trainer.journal.done["measured/denoising"].x_SCFHW)
+def _computed(trainer: Trainer, route: Route) -> list[tuple[torch.Tensor, int]]:
+    """Return the timestep and the number of distinct states of each step of a route."""
+    states: list[int] = []
+    keys = noise_keys(route.batch, trainer.seed, trainer.method.initial_noise)
+    condition_BMD = trainer.policy.encode(route.batch.text)
+    trainer.rollouts.denoised(route, condition_BMD, after_step=lambda now: states.append(len(now.x_SCFHW)))
+    timestep_T = on_places(trainer.schedule, route.place_S).timestep_T
+    return list(zip(timestep_T, [len(set(keys.initial_B)), *states[:-1]], strict=True))
 
 
 @torch.no_grad()
-def _forwards(trainer: Trainer, states_T: list[int], x_BCFHW: torch.Tensor, condition_BMD: torch.Tensor) -> None:
-    """Compute as many velocities as the rollouts need: one for each distinct state and step."""
-    for timestep, states in zip(trainer.schedule.timestep_T, states_T, strict=True):
+def _forwards(
+    trainer: Trainer,
+    computed: list[list[tuple[torch.Tensor, int]]],
+    x_BCFHW: torch.Tensor,
+    condition_BMD: torch.Tensor,
+) -> None:
+    """Compute as many velocities as the rollouts need: one for each distinct state and step. computed: of each route."""
+    for timestep, states in itertools.chain(*computed):
         for rows in torch.arange(states).split(trainer.rollouts.at_once):
             trainer.policy.velocity(x_BCFHW[rows], timestep.expand(len(rows)), condition_BMD[rows])
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flash_grpo.algorithm.denoise import Denoised, denoise
-from flash_grpo.algorithm.noise import noise_keys
-from flash_grpo.algorithm.types import Rollouts
+from flash_grpo.algorithm.denoise import Denoised
 from flash_grpo.run import compose
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.rollouts import joined_rollouts
 from flash_grpo.training.trainer import Trainer
 
 LINUX = Path("/proc/self")
@@ -44,7 +43,8 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     policy, where = trainer.policy, trainer.ranks.device
     phases, sizes = _phases(trainer, cfg.bench.batch)
     measured = {name: _measured(phase, where, cfg.bench.repeats) for name, phase in phases.items()}
-    frozen = [parameter for parameter in policy.transformer.parameters() if not parameter.requires_grad]
+    wan: Any = policy
+    frozen = [parameter for parameter in wan.transformer.parameters() if not parameter.requires_grad]
     return {
         "model": cfg.model.path,
         "weights": "random",
@@ -66,25 +66,18 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
 def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, int]]:
     """Return the phases of an iteration of at most `count` rollouts, by name, and its counts of rollouts and transitions."""
-    policy, schedule = trainer.policy, trainer.schedule
+    policy, maker = trainer.policy, trainer.rollouts
     batch = trainer.batch(1).rows(torch.arange(count))
-    condition_BMD = policy.encode(batch.text)
-    keys = noise_keys(batch, trainer.seed, trainer.method.initial_noise)
-    mask_BT = trainer.method.plan(batch, len(schedule), trainer.seed)
+    routes = [(route, policy.encode(route.batch.text)) for route in maker.routes(batch)]
 
-    def rollout() -> Denoised:
-        return denoise(policy, condition_BMD, keys, schedule, mask_BT, needs=trainer.method.needs)
+    def rollout() -> list[Denoised]:
+        return [maker.denoised(route, condition_BMD) for route, condition_BMD in routes]
 
     denoised = rollout()
-    latent_BCFHW = denoised.latent_BCFHW
-    video_BFHWC = policy.decode(latent_BCFHW)
-    rollouts = Rollouts(
-        batch=batch,
-        condition_BMD=condition_BMD,
-        video_BFHWC=video_BFHWC,
-        transitions=denoised.transitions.cpu(),
-        x_0_BCFHW=latent_BCFHW.cpu(),
-    )
+    latent_BCFHW = torch.cat([made.latent_BCFHW for made in denoised])
+    decoded = [maker.decoded(route.batch, text, made) for (route, text), made in zip(routes, denoised, strict=True)]
+    rollouts = joined_rollouts(batch, decoded)
+    video_BFHWC, condition_BMD = rollouts.video_BFHWC, rollouts.condition_BMD
     steps = trainer.updater.steps(rollouts, torch.ones(batch.num_prompts, batch.group_size))
 
     def update() -> None:
@@ -95,9 +88,9 @@ def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, i
     forward = policy.evaluations_per_velocity * policy.flops.forward
     backward = policy.evaluations_per_velocity * (policy.flops.backward + policy.flops.recompute)
     phases = {
-        "rollout": Phase(rollout, denoised.velocities * forward),
+        "rollout": Phase(rollout, sum(made.velocities for made in denoised) * forward),
         "decode": Phase(lambda: policy.decode(latent_BCFHW), len(batch) * policy.flops.decode),
-        "reward": Phase(lambda: trainer.rollouts.reward(video_BFHWC, batch.text)),
+        "reward": Phase(lambda: maker.reward(video_BFHWC, batch.text)),
         "update": Phase(update, len(steps.taken.x_SCFHW) * (forward + backward)),
     }
     return phases, {"batch": len(batch), "transitions": len(steps)}

@@ -166,12 +166,13 @@ def exact_gradient(trainer: Trainer, noises: int, label: str) -> torch.Tensor:
 
 def _differentiable_reward(trainer: Trainer, x_BCFHW: torch.Tensor, texts: tuple[str, ...]) -> torch.Tensor:
     """Return rewards [B] of deterministic rollouts from the given initial noise; gradients flow to the policy."""
-    policy, schedule = trainer.policy, trainer.schedule
-    condition_BMD = policy.encode(texts)
+    policy: Any = trainer.policy  # the tiny world's: it has a codec, and its reward a score with a gradient
+    reward: Any = trainer.rollouts.reward.reward
+    condition_BMD, schedule = policy.encode(texts), trainer.schedule
     for step, timestep in enumerate(schedule.timestep_T):
         velocity_BCFHW = policy.velocity(x_BCFHW, timestep.expand(len(x_BCFHW)), condition_BMD)
         x_BCFHW = ode_step(x_BCFHW, velocity_BCFHW, schedule.dt_T[step])
-    return trainer.rollouts.reward.reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
+    return reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
 
 
 def _group_correlation(first_PG: torch.Tensor, second_PG: torch.Tensor) -> float:
@@ -184,7 +185,7 @@ def _group_correlation(first_PG: torch.Tensor, second_PG: torch.Tensor) -> float
 def _taken_gradient(policy: Policy) -> torch.Tensor:
     """Return the accumulated gradient as one flat vector, and clear it."""
     parameters = list(policy.trainable().values())
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr] # all have one
     for parameter in parameters:
         parameter.grad = None
     return flat

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.batches import Layout, Prompts
 from flash_grpo.algorithm.method import Method
-from flash_grpo.algorithm.paths import Path
+from flash_grpo.algorithm.paths import Path, routes
 from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.targets import tried
 from flash_grpo.algorithm.types import FlowSchedule, LossTerms
@@ -51,11 +51,10 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
 
 
 def check_path(path: Path, method: Method, layout: Layout, num_steps: int) -> None:
-    """Raise ConfigError for a path around the one stochastic step of rollouts that have several."""
-    mask_BT = _answered(
-        "method.plan", method.plan, layout.batch(1, [""] * layout.num_prompts, 0), num_steps, layout.seed
-    )
-    _answered("rollout.path", path.check, bool((mask_BT.sum(1) == 1).all()))
+    """Raise ConfigError for a path around one step of rollouts that have several."""
+    batch = layout.batch(1, [""] * layout.num_prompts, 0)
+    mask_BT = _answered("method.plan", method.plan, batch, num_steps, layout.seed)
+    _answered("rollout.path", routes, batch, mask_BT, path, len(batch))
 
 
 def check_solver(solve: Any, schedule: FlowSchedule) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
+from flash_grpo.algorithm.denoise import Denoised, Denoising, Solver, denoise
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
 from flash_grpo.algorithm.paths import WHOLE_GRID, Path, Route, on_places, routes
@@ -41,7 +41,7 @@ class RolloutMaker:
 
     def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
         """Return the batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
-        parts, asked = self._routes(batch), dict[int, Asked]()
+        parts, asked = self.routes(batch), dict[int, Asked]()
         with self.meter.phase("rollout"):
             self.policy.prefetch(batch.text)
         with self.journal.section(self._keep_up):
@@ -72,7 +72,7 @@ class RolloutMaker:
 
     def all(self, batch: PromptBatch) -> Rollouts:
         """Return the batch's rollouts with their videos; nothing is noted in the journal."""
-        return joined_rollouts(batch, [self._on(route) for route in self._routes(batch)])
+        return joined_rollouts(batch, [self._on(route) for route in self.routes(batch)])
 
     def make(self, route: Route, name: str, charge: Callable[[], None]) -> Rollouts:
         """Return the rollouts of a route; its denoising is noted as `name`/denoising after each step."""
@@ -84,33 +84,41 @@ class RolloutMaker:
         resumed = self.journal.done.get(f"{name}/denoising")
         return self._on(route, after_step=after_step, resumed=resumed)
 
-    def _routes(self, batch: PromptBatch) -> list[Route]:
+    def routes(self, batch: PromptBatch) -> list[Route]:
+        """Return the batch's rollouts in the parts in which they are made, in order."""
         return routes(batch, self.method.plan(batch, len(self.schedule), self.seed), self.path, self.at_once)
 
     def _on(self, route: Route, **options: Any) -> Rollouts:
-        """Return the route's rollouts, their transitions told by the grid's own steps."""
+        condition_BMD = self.policy.encode(route.batch.text)
+        return self.decoded(route.batch, condition_BMD, self.denoised(route, condition_BMD, **options))
+
+    def denoised(self, route: Route, condition_BMD: torch.Tensor, **options: Any) -> Denoised:
+        """Return the route's latents, and its trained steps told by the grid's own index. options: as of `denoise`."""
         keys = noise_keys(route.batch, self.seed, self.method.initial_noise)
         schedule = on_places(self.schedule, route.place_S)
-        made = self.by_keys(route.batch, route.sde_mask_BT, keys, schedule, **options)
+        made = self._denoised(condition_BMD, keys, schedule, route.mask_BT, **options)
         step_N = route.grid_step(made.transitions.step_N)
         return replace(made, transitions=replace(made.transitions, step_N=step_N))
 
-    def by_keys(
+    def by_keys(self, batch: PromptBatch, mask_BT: torch.Tensor, keys: NoiseKeys) -> Rollouts:
+        """Return the batch's rollouts on the whole grid, by the given mask and noise."""
+        condition_BMD = self.policy.encode(batch.text)
+        return self.decoded(batch, condition_BMD, self._denoised(condition_BMD, keys, self.schedule, mask_BT))
+
+    def _denoised(
         self,
-        batch: PromptBatch,
-        mask_BT: torch.Tensor,
+        condition_BMD: torch.Tensor,
         keys: NoiseKeys,
-        schedule: FlowSchedule | None = None,
+        schedule: FlowSchedule,
+        mask_BT: torch.Tensor,
         after_step: Callable[[Denoising], None] = lambda now: None,
         resumed: Denoising | None = None,
-    ) -> Rollouts:
-        """Return the batch's rollouts by the given mask and noise. schedule: that of the mask; None is the run's own."""
-        condition_BMD = self.policy.encode(batch.text)
+    ) -> Denoised:
         made = denoise(
             self.policy,
             condition_BMD,
             keys,
-            schedule or self.schedule,
+            schedule,
             mask_BT,
             needs=self.method.needs,
             solve=self.solve,
@@ -120,17 +128,20 @@ class RolloutMaker:
             resumed=resumed,
         )
         self.meter.count(forwards=made.velocities * self.policy.evaluations_per_velocity)
+        return made
+
+    def decoded(self, batch: PromptBatch, condition_BMD: torch.Tensor, made: Denoised) -> Rollouts:
+        """Decode what denoising made, and keep of it what the target needs."""
         with self.meter.phase("decode", only_completed=True):
             videos = [self.policy.decode(latent) for latent in made.latent_BCFHW.split(self.at_once)]
         self.meter.count(decodes=len(batch))
+        x_0_BCFHW = made.latent_BCFHW if self.method.needs.x_0 else made.latent_BCFHW.new_empty(len(batch), 0)
         return Rollouts(
             batch=batch,
             condition_BMD=condition_BMD,
             video_BFHWC=torch.cat(videos),
             transitions=made.transitions.cpu(),  # an iteration's fill a GPU: method=full on 8 ranks makes 15 GB a rank
-            x_0_BCFHW=(
-                made.latent_BCFHW if self.method.needs.x_0 else made.latent_BCFHW.new_empty(len(batch), 0)
-            ).cpu(),
+            x_0_BCFHW=x_0_BCFHW.cpu(),
         )
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ def test_without_evaluations_behind_it_a_step_is_followed_along_its_own_velocity
     for route in routes(batch, mask_BT, small.rollouts.path, 64):
         condition = small.policy.encode(route.batch.text)
         keys = noise_keys(route.batch, 0, "shared")
-        made = denoise(small.policy, condition, keys, on_places(schedule, route.place_S), route.sde_mask_BT)
+        made = denoise(small.policy, condition, keys, on_places(schedule, route.place_S), route.mask_BT)
         taken = made.transitions
         step = int(route.grid_step(taken.step_N)[0])
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_before_any_update_the_step_replayed_is_the_step_taken(trainer, noise):
 
 @pytest.mark.parametrize("method", [("method=full",), ("method=window", "method.plan.width=2")])
 def test_a_path_around_several_steps_is_refused(trainer, method):
-    with pytest.raises(ConfigError, match=r"^rollout.path: leads to one stochastic step .* have several"):
+    with pytest.raises(ConfigError, match=r"^rollout.path: leads to one trained step .* have several"):
         trainer(*method, "rollout.path.follow=2")
 
 
