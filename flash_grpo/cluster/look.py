@@ -34,9 +34,8 @@ def look(study: Path) -> Look:
 
     Runs that a launcher has yet to submit, because Slurm's queue has no room for them, are among them.
     """
-    names, launcher = unsent(
-        study / FOLDER
-    )  # before the jobs are read: what is submitted meanwhile is in both, not in none
+    # before the jobs are read: what is submitted meanwhile is in both, not in none
+    names, launcher = unsent(study / FOLDER)
     seen = _ask(study)
     return replace(seen, runs=_with_unsent(seen.runs, names, launcher))
 

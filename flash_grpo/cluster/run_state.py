@@ -34,9 +34,7 @@ QUEUE_STATES = {  # Slurm's states other than PENDING, RUNNING and COMPLETING; t
     "REQUEUE_FED": "waiting",
     "SPECIAL_EXIT": "waiting",
 }
-LINGERS_S = (
-    120  # how long a job may stay RUNNING when its run has ended; longer if the batch step's slurmstepd was killed
-)
+LINGERS_S = 120  # how long a job may stay RUNNING when its run has ended, unless the batch step's slurmstepd was killed
 RUNAWAY_S = 1800  # how long the accounting may take to learn of a job's end
 
 

@@ -5,7 +5,6 @@ The lock is the kernel's (`flock`): it ends with its process, however that ends.
 
 import fcntl
 import json
-import logging
 import os
 import platform
 import time
@@ -16,9 +15,10 @@ from typing import IO
 
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import RESTORE, read_object, write_atomically
+from flash_grpo.records.locking import locked
 
-log = logging.getLogger(__name__)
 LOCK, UNSENT = "lock", "unsent.json"
+UNLOCKED = "nothing keeps two launchers from submitting the same runs"
 PATIENCE_S = 60.0  # how long to wait for another process that submits, which takes seconds
 FEW_S = 2.0  # the same, if that process waits for room in the queue; the jobs command may hold the lock for a moment
 
@@ -38,7 +38,7 @@ class StudyLock:
         self.folder, began = folder, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.file: IO[str] = open(folder / LOCK, "a+")  # noqa: SIM115 -- stays open while the lock is held
-        while not _locked(self.file):
+        while not locked(self.file, fcntl.flock, UNLOCKED):
             waits = (folder / UNSENT).exists()
             if time.monotonic() - began >= (min(patience, FEW_S) if waits else patience):
                 self.file.close()
@@ -68,16 +68,6 @@ def unsent(folder: Path) -> tuple[list[str], str]:
         StudyLock(folder, patience=0).close()
         return names, ""
     return names, _holder(folder)[0]
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:  # a file system without locks
-        log.warning("%s: %s; nothing keeps two launchers from submitting the same runs", file.name, error.strerror)
-    return True
 
 
 def _held(folder: Path, waits: bool) -> str:

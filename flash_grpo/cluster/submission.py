@@ -16,8 +16,7 @@ from typing import Any
 from flash_grpo.cluster.node import run_again
 from flash_grpo.cluster.ownership import refuse_foreign_files
 from flash_grpo.cluster.slurm import HOW_SLURM_IS_FOUND, UNREACHED, NoSlurmError
-from flash_grpo.records.checked import DamagedFileError, from_json
-from flash_grpo.records.files import RESTORE, read_object, write_atomically
+from flash_grpo.records.files import RESTORE, read_as, write_atomically
 from flash_grpo.records.submissions import (
     Intended,
     SubmittedRun,
@@ -177,13 +176,7 @@ def _before(added: list[SubmittedRun], runs: list[SubmittedRun]) -> str:
 
 
 def _read_request(path: Path) -> JobRequest:
-    way_out = f"{RESTORE}, or give the sweep's command again to submit the runs"
-    try:
-        return from_json(JobRequest, read_object(path, way_out))
-    except DamagedFileError:
-        raise
-    except ValueError as error:
-        raise DamagedFileError(path, str(error), way_out) from None
+    return read_as(JobRequest, path, f"{RESTORE}, or give the sweep's command again to submit the runs")
 
 
 def write_point(folder: Path, name: str, function: Callable[..., Any], *arguments: Any) -> Path:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flash_grpo.records.checked import DamagedFileError, from_json, lacking, misfit, parsed, too_deep
+from flash_grpo.records.checked import DamagedFileError, T, from_json, lacking, misfit, parsed, too_deep
 from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.schema import FORMAT, TIME, EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
@@ -91,6 +91,15 @@ def read_object(path: Path, way_out: str) -> dict[str, Any]:
     if too_deep(entry):
         raise DamagedFileError(path, "nests too deeply", way_out)
     return entry
+
+
+def read_as(kind: type[T], path: Path, way_out: str) -> T:
+    """Read a file that holds one JSON object as a `kind`, a dataclass. DamagedFileError as in `read_object`."""
+    entry = read_object(path, way_out)
+    try:
+        return from_json(kind, entry)
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), way_out) from None
 
 
 # -- records.jsonl -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_grpo.records.checked import DamagedFileError, from_json, parsed
-from flash_grpo.records.files import RESTORE, read_object, write_atomically
+from flash_grpo.records.files import RESTORE, read_as, write_atomically
 from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.identity import directory_name
 
@@ -134,12 +134,7 @@ def read_intended(folder: Path) -> Intended | None:
     )
     if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022:
         raise DamagedFileError(path, "may have been written by somebody else", way_out)
-    try:
-        return from_json(Intended, read_object(path, way_out))
-    except DamagedFileError:
-        raise
-    except ValueError as error:
-        raise DamagedFileError(path, str(error), way_out) from None
+    return read_as(Intended, path, way_out)
 
 
 def forget_intended(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TextIO
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, RecordWriter, last_recorded, read_manifest, write_manifest
 from flash_grpo.records.full_disk import Reserve, naming_full_disk
+from flash_grpo.records.locking import locked
 from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import manifest
@@ -20,6 +21,7 @@ from flash_grpo.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 LOCK, LOCK_PATIENCE_S = ".lock", 600
+UNLOCKED = "nothing keeps a second process from writing this run"
 FAILURE = ".failure"  # its creation decides which of several failing ranks is the first
 
 
@@ -173,7 +175,7 @@ def lock(directory: Path) -> TextIO:
     file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open until the run ends
     patience = LOCK_PATIENCE_S if SlurmJob.here() else 0
     until = time.monotonic() + patience
-    while not _locked(file):
+    while not locked(file, fcntl.lockf, UNLOCKED):
         if time.monotonic() >= until:
             holder = manifest.last_start(directory)
             raise ValueError(f"{directory}: another process is at work on this run{holder}; wait for it, or stop it")
@@ -181,13 +183,3 @@ def lock(directory: Path) -> TextIO:
             raise Leave
         time.sleep(1)
     return file
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:  # a file system without locks
-        log.warning("%s: %s; nothing keeps a second process from writing this run", file.name, error.strerror)
-    return True
