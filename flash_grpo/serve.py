@@ -199,7 +199,7 @@ def _last_part(value: object, separator: str) -> object:
 
 def serve(cfg: DictConfig) -> None:
     """Load the configured reward and serve it until the process is ended."""
-    from flash_grpo.run.build import build, checked, device
+    from flash_grpo.run.build import build_reward, checked, device
 
     token = checked(required_token, cfg.server.host)
     limits = checked(
@@ -209,7 +209,7 @@ def serve(cfg: DictConfig) -> None:
         read_seconds=cfg.server.read_seconds,
     )
     torch.set_num_threads(cfg.threads)
-    reward, name = build(cfg.reward, "reward"), cfg.reward.get("name", cfg.reward._target_)
+    reward, name = build_reward(cfg.reward), cfg.reward.get("name", cfg.reward._target_)
     app = application(reward, name, token, limits, device(cfg), described(cfg.reward))
     uvicorn.Server(listener(app, limits, host=cfg.server.host, port=cfg.server.port, log_level="warning")).run()
 

@@ -55,8 +55,9 @@ class Method:
         """Return what the target needs."""
         needs = needs_of(self.target)
         if needs is None:
-            shown = ranges.shown(self.target)
-            raise ValueError(f"method.target={shown}: does not say what it needs, see algorithm/targets.py")
+            raise ValueError(
+                f"method.target={_name(self.target)}: does not say what it needs, see algorithm/targets.py"
+            )
         return needs
 
     def check_plan(self, num_steps: int) -> None:

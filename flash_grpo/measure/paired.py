@@ -14,7 +14,7 @@ from flash_grpo.measure.videos import vbench_name, write_mp4
 from flash_grpo.records.checked import DamagedFileError, parsed
 from flash_grpo.records.files import MANIFEST, write_atomically
 from flash_grpo.records.vbench import merged_vbench, read_vbench
-from flash_grpo.run.build import build
+from flash_grpo.run.build import build, build_reward
 from flash_grpo.run.loop import report
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluated import Evaluated, standard_error
@@ -37,7 +37,7 @@ def evaluate(
     prompts; RewardError on every rank if a reward fails on any.
     """
     evaluation = build(cfg.evaluation.sampler, "evaluation.sampler")
-    reward = CheckedReward(build(cfg.reward, "reward"))
+    reward = CheckedReward(build_reward(cfg.reward))
     prompts = build(cfg.prompts, "prompts")
     report(prompts, ranks)
     texts = tuple(dict.fromkeys(prompts.test))

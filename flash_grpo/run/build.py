@@ -23,7 +23,15 @@ from flash_grpo.records.full_disk import FullDiskError
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.settings import ConfigError
-from flash_grpo.run.targets import check_arguments, check_method, check_path, check_solver, check_texts, names_a_key
+from flash_grpo.run.targets import (
+    check_arguments,
+    check_method,
+    check_path,
+    check_reward,
+    check_solver,
+    check_texts,
+    names_a_key,
+)
 from flash_grpo.training.anneal import Anneal
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.journal import Journal
@@ -60,7 +68,7 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     if ranks.is_main and (warning := tiny_sizes(cfg)):
         log.warning(warning)
     parts = planned(cfg, ranks.world_size)
-    reward = build(cfg.reward, "reward", Callable)
+    reward = build_reward(cfg.reward)
     policy = build(cfg.model, "model", Policy, device=ranks.device, lora=cfg.optim.lora)
     policy.keep_base()
     return wired(cfg, ranks, policy, reward, parts)
@@ -111,6 +119,13 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         journal=journal,
         seed=cfg.seed,
     )
+
+
+def build_reward(node: DictConfig) -> Reward:
+    """Build a reward; ConfigError as in `build`, and for one that does not take videos and texts."""
+    reward: Reward = build(node, "reward", Callable)
+    check_reward(reward)
+    return reward
 
 
 def _video_shape(cfg: DictConfig) -> tuple[int, ...]:

@@ -74,6 +74,20 @@ def _answered(key: str, function: Any, *args: Any) -> Any:
         raise ConfigError(why if names_a_key(why) else f"{key}: {why}") from error
 
 
+def check_reward(reward: Any) -> None:
+    """Raise ConfigError for a reward that does not take videos and texts. What has no signature is called untried."""
+    try:
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"reward: is called with videos and texts, and its target does not take these: {error}"
+        ) from error
+
+
 def check_texts(node: Any, prompts: Prompts) -> None:
     """Raise ConfigError if a reward, or one inside it, knows texts of its own only and the prompts are others."""
     if isinstance(node, DictConfig):

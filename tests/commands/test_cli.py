@@ -173,6 +173,7 @@ BAD = {
         ["method.plan: ", "neighbour", "shared_by=prompt"],
     ),
     "a target that says nothing": ("method.target._target_=torch.add", ["method.target", "does not say what it needs"]),
+    "a reward that takes no videos": ("reward=own reward._target_=os.getcwd", ["reward: ", "videos and texts"]),
     "a temperature of 0": ("ablations=neighbor_grpo +method.target.temperature=0", ["method.target.temperature=0"]),
     "a key that nothing reads": ("+optim.lr=1e-3", ["optim.lr", "nothing reads", "optimizer"]),
     "half an iteration": ("budget.iterations=1.5", ["budget.iterations=1.5", "an integer"]),
