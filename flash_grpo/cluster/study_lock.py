@@ -5,18 +5,21 @@ The lock is the kernel's (`flock`): it ends with its process, however that ends.
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from flash_grpo.records.checked import DamagedFileError
-from flash_grpo.records.files import RESTORE, read_object, write_atomically
+from flash_grpo.records.files import RESTORE, read_as, read_object, write_atomically
 from flash_grpo.records.locking import locked
 
+log = logging.getLogger(__name__)
 LOCK, UNSENT = "lock", "unsent.json"
 UNLOCKED = "nothing keeps two launchers from submitting the same runs"
 PATIENCE_S = 60.0  # how long to wait for another process that submits, which takes seconds
@@ -59,11 +62,25 @@ class StudyLock:
         self.file.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unsent:
+    """The content of unsent.json."""
+
+    runs: list[str]
+
+
 def unsent(folder: Path) -> tuple[list[str], str]:
-    """Return the runs that a launcher has yet to submit, and the launcher, '' if it has died. folder: the study's .submitit."""
+    """Return the runs that a launcher has yet to submit, and the launcher, '' if it has died. folder: the study's .submitit.
+
+    A damaged note of them is named in a warning: it keeps nobody from seeing the other runs.
+    """
     if not (folder / UNSENT).exists():
         return [], ""
-    names = read_object(folder / UNSENT, RESTORE).get("runs", [])
+    try:
+        names = read_as(Unsent, folder / UNSENT, "delete it; its launcher submits all the same").runs
+    except DamagedFileError as damaged:
+        log.warning(str(damaged))
+        return [], ""
     with suppress(LockedError, OSError):
         StudyLock(folder, patience=0).close()
         return names, ""

@@ -207,5 +207,7 @@ def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except FullDiskError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error

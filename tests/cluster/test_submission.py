@@ -375,3 +375,10 @@ def test_a_resubmission_of_two_arrays_says_what_was_submitted_before_it_was_refu
 def test_the_limits_module_counts_only_jobs_of_the_limit_s_account():
     limit = Limit(name="MaxSubmitJobs", owner="account a", value=9, account="a")
     assert limits._counted(limit, [("a", "x"), ("b", "x"), ("a", "y")]) == 2
+
+
+@pytest.mark.parametrize("content", ["garbage", "", '{"runs": 3}', "[]", '{"runs": [1]}'])
+def test_a_damaged_note_of_unsent_runs_is_named_and_hides_no_run(tmp_path, content, caplog):
+    (tmp_path / "unsent.json").write_text(content)
+    assert unsent(tmp_path) == ([], "")
+    assert f"{tmp_path / 'unsent.json'}" in caplog.text
