@@ -24,8 +24,10 @@ slurm-demo: $(READY)  ## the same through a private Slurm cluster, which preempt
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
 
-test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, seventeen minutes (first, as root: tools/dev_cluster install)
-	$(BIN)/python -m pytest -m slurm
+# Two workers have a cluster each and overlap their waiting; what fills the machine comes after them.
+test-slurm: $(READY)  ## the tests on a Slurm cluster of one's own, a quarter of an hour (first, as root: tools/dev_cluster install)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slurm and not alone"
+	$(BIN)/python -m pytest -m "slurm and alone"
 
 fuzz: $(READY)  ## the fuzzers of the tests with thousands of examples (FUZZ_EXAMPLES=5000)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -n 2 tests/fuzz

@@ -25,6 +25,7 @@ _PLACES = {
     "rectification_factor": "algorithm.sde",
     "denoise": "algorithm.denoise",
     "noise_keys": "algorithm.noise",
+    "Tree": "algorithm.noise",
     "Prompts": "algorithm.batches",
     "Layout": "algorithm.batches",
     "Policy": "algorithm.protocols",

@@ -22,7 +22,7 @@ def bench(cfg: DictConfig) -> None:
     print(json.dumps(measure(cfg), indent=1))
 
 
-main = cli.command(bench)
+main = cli.command(bench, about=("bench",))
 
 if __name__ == "__main__":
     main()

@@ -26,13 +26,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.denoise import DivergedError
 from flash_grpo.algorithm.protocols import RewardError
+from flash_grpo.arguments import Arguments
 from flash_grpo.measure.paired import evaluate, keep_vbench
-from flash_grpo.overrides import CHANGEABLE, changed, composed_outside, composed_rewards
 from flash_grpo.process_exit import end_at_once
+from flash_grpo.recompose import CHANGEABLE, changed, composed_outside, composed_rewards
 from flash_grpo.records.full_disk import FullDiskError, naming_full_disk
 from flash_grpo.run.build import device
 from flash_grpo.run.settings import ConfigError, check_values
-from flash_grpo.run.stored import TRUST, configuration_of, known_run, saved_state
+from flash_grpo.run.stored import TRUST, best_iteration, configuration_of, known_run, saved_state
+from flash_grpo.run.trained_experts import with_stored_experts
 from flash_grpo.training.ranks import Ranks
 
 BASE = "BASE"  # in place of a run's directory: evaluate a configured model that no run has trained
@@ -53,9 +55,11 @@ def _chosen(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, A
         output = Path(str(cfg.runs_root), str(cfg.study), "base")
     else:
         manifest, output = known_run(Path(args.run)), Path(args.run) / "evaluation"
-        saved = [saved_state(Path(args.run), iteration) for iteration in args.iteration or [None]]
+        iterations = [*args.iteration, *([best_iteration(manifest)] if args.best else [])] or [None]
+        saved = [saved_state(Path(args.run), iteration) for iteration in iterations]
         replaced = {item.partition("=")[0] for item in others} & set(CHANGEABLE) | ({"reward"} if reward else set())
         cfg = changed(configuration_of(manifest, args.trust, without=replaced), others)
+        cfg.model = with_stored_experts(cfg.model, saved[-1])
         states = {f"{state['progress']['iteration']:06d}": state for state in saved}
     if reward:
         OmegaConf.set_struct(cfg, False)
@@ -64,15 +68,20 @@ def _chosen(args: argparse.Namespace) -> tuple[DictConfig, dict[str, dict[str, A
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m flash_grpo.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help=f"a run's directory, or {BASE}")
     parser.add_argument("overrides", nargs="*", help="key=value, over the run's own configuration")
     parser.add_argument("--reward", action="append", default=[], help="an option of the reward group; may be repeated")
     parser.add_argument(
-        "--iteration", type=int, action="append", help="of a kept checkpoint; may be repeated; default: the newest"
+        "--iteration",
+        type=int,
+        action="append",
+        default=[],
+        help="of a kept checkpoint; may be repeated; default: the newest",
     )
+    parser.add_argument("--best", action="store_true", help="the checkpoint kept by checkpoint.best_by")
     parser.add_argument("--output", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--vbench", type=Path, help="VBench's *_eval_results.json to read back; no video is made")

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from rich.live import Live
 
+from flash_grpo.arguments import Arguments
 from flash_grpo.cluster import logs, slurm
 from flash_grpo.cluster.cancel import CancelError, cancel
 from flash_grpo.cluster.look import Look, look
@@ -92,7 +93,9 @@ def _resubmittable(run: RunState) -> SubmittedRun:
         first = "wait for its end" if run.state == "ending" else "--cancel it"
         raise InputError(f"{run.run} is {run.state}: {first} first")
     if run.state == "complete":
-        raise InputError(f"{run.run} is complete; to go on with a larger budget, give the sweep's command again")
+        early = run.why.startswith("stopped by")
+        how = f"{run.why}; to go on without that guard, or" if early else "to go on"
+        raise InputError(f"{run.run} is complete; {how} with a larger budget, give the sweep's command again")
     again = [job for job in run.jobs if job.point]
     if not again:
         raise InputError(f"{run.run} was submitted by an earlier version: give the sweep's command again")
@@ -151,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m flash_grpo.jobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path, help="the directory that holds a sweep's runs: runs/ablation")

@@ -38,7 +38,7 @@ def measure(cfg: DictConfig) -> None:
     print(f"measurements      {path}")
 
 
-main = cli.command(measure)
+main = cli.command(measure, about=("measure",))
 
 if __name__ == "__main__":
     main()

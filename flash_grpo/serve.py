@@ -214,7 +214,7 @@ def serve(cfg: DictConfig) -> None:
     uvicorn.Server(listener(app, limits, host=cfg.server.host, port=cfg.server.port, log_level="warning")).run()
 
 
-main = cli.command(serve)
+main = cli.command(serve, about=("server", "reward"))
 
 if __name__ == "__main__":
     main()

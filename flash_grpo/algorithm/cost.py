@@ -10,6 +10,8 @@ from statistics import fmean, pstdev
 
 import torch
 
+from flash_grpo.algorithm import keyed
+from flash_grpo.algorithm.advantage import trained_siblings
 from flash_grpo.algorithm.batches import Layout
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
@@ -33,24 +35,27 @@ class Counts:
     """Videos decoded and scored."""
 
     old_velocities: float = 0.0
-    """Velocities of the rollouts' policy at trained states, where the target needs them and several optimizer steps follow."""
+    """Velocities at trained states before the update, where they are needed and several optimizer steps follow."""
 
-    def forwards(self, evaluations_per_velocity: int, kl: bool) -> float:
-        """Transformer forwards, per sample; guidance evaluates twice, a KL to the base once more for each trained state."""
-        trained = (2 if kl else 1) * self.trained_states
-        return evaluations_per_velocity * (self.rollout_velocities + self.old_velocities + trained)
+    def forwards(self, evaluations: int, kl: bool, training: int | None = None) -> float:
+        """Transformer forwards, per sample; a KL to the base takes one more velocity for each trained state.
 
-    def backwards(self, evaluations_per_velocity: int) -> float:
-        """Transformer backwards, per sample."""
-        return evaluations_per_velocity * self.trained_states
+        evaluations: of a velocity, 2 with guidance. training: of training's velocities, None if they are the rollouts'.
+        """
+        trained = (2 if kl else 1) * self.trained_states + self.old_velocities
+        return evaluations * self.rollout_velocities + (training or evaluations) * trained
 
-    def pflop(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool) -> float:
+    def backwards(self, evaluations: int) -> float:
+        """Transformer backwards, per sample. evaluations: of one of training's velocities."""
+        return evaluations * self.trained_states
+
+    def pflop(self, evaluations: int, flops: UnitFlops, kl: bool, training: int | None = None) -> float:
         """PFLOP of the transformer: `records.schema.Cost.pflop`."""
-        return pflop(flops, self.forwards(evaluations_per_velocity, kl), self.backwards(evaluations_per_velocity))
+        return pflop(flops, self.forwards(evaluations, kl, training), self.backwards(training or evaluations))
 
-    def pflop_all(self, evaluations_per_velocity: int, flops: UnitFlops, kl: bool) -> float:
+    def pflop_all(self, evaluations: int, flops: UnitFlops, kl: bool, training: int | None = None) -> float:
         """PFLOP of transformer, decoder and reward: `records.schema.Cost.pflop_all`."""
-        return self.pflop(evaluations_per_velocity, flops, kl) + 1e-15 * self.videos * (flops.decode + flops.score)
+        return self.pflop(evaluations, flops, kl, training) + 1e-15 * self.videos * (flops.decode + flops.score)
 
 
 def pflop(flops: UnitFlops, forwards: float, backwards: float) -> float:
@@ -67,26 +72,29 @@ def counted(
     rollout_batch: int,
     kept: Callable[[PromptBatch], torch.Tensor] | None = None,
     path: Path = WHOLE_GRID,
+    off_policy: bool = False,
 ) -> Counts:
     """Return the counts of one iteration, drawn as the run draws it.
 
     rollout_batch: as `rollout.batch`; it cuts a rank's rollouts into parts of whole groups, so it does not change the counts.
-    kept: which rollouts of a rank's batch are trained, bool [B]: those with an advantage other than zero or, of a target that
-    needs all siblings, those of a group with one; None is all.
+    kept: which rollouts of a rank's batch are trained, bool [B], see `training.steps.trained_PG`; None is all. Before there
+    are rewards `drawn_share` stands for them. off_policy: rollouts have another guidance than training.
     """
     velocities = states = videos = old = 0
     needs, several = method.needs, layout.epochs * layout.optimizer_steps > 1
+    needs_old = several and needs.old_velocities(off_policy)
     for rank in range(layout.world_size):
         whole = layout.batch(iteration, [""] * layout.num_prompts, rank)
         for route in routes(whole, method.plan(whole, num_steps, seed), path, rollout_batch):
             batch = route.batch
-            keys = noise_keys(batch, seed, method.initial_noise)
+            keys = noise_keys(batch, seed, method.initial_noise, method.tree)
             keep_B = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept(batch)
             mask_BT = route.mask_BT
             of_part = distinct_states(keys, mask_BT, keep_B, batch.optimizer_step_B, needs.stochastic)
+            at_once = distinct_states(keys, mask_BT, keep_B, 0 * batch.optimizer_step_B, needs.stochastic)
             velocities, videos = velocities + of_part[0], videos + len(batch)
             states += layout.epochs * of_part[1]
-            old += int(mask_BT[keep_B].sum()) if needs.old_velocity and several else 0
+            old += at_once[1] if needs_old else 0
     return Counts(rollout_velocities=velocities, trained_states=states, videos=videos, old_velocities=old)
 
 
@@ -98,10 +106,13 @@ def expected(
     rollout_batch: int,
     iterations: int = 64,
     path: Path = WHOLE_GRID,
+    train_fraction: float = 1.0,
+    off_policy: bool = False,
 ) -> tuple[Counts, Counts]:
     """Return the mean and the standard deviation of an iteration's counts over `iterations` draws of the plan."""
+    kept = drawn_share(train_fraction, seed) if train_fraction < 1 else None
     draws = [
-        counted(method, layout, num_steps, seed, iteration, rollout_batch, path=path)
+        counted(method, layout, num_steps, seed, iteration, rollout_batch, kept, path, off_policy)
         for iteration in range(1, 1 + iterations)
     ]
 
@@ -109,6 +120,24 @@ def expected(
         return Counts(**{name: statistic([getattr(draw, name) for draw in draws]) for name in vars(draws[0])})
 
     return over(fmean), over(pstdev)
+
+
+def drawn_share(fraction: float, seed: int) -> Callable[[PromptBatch], torch.Tensor]:
+    """Return a function that says of a batch's rollouts which are trained, as many of each group as `trained_siblings` says.
+
+    Which ones it is depends on rewards that are not there yet, so they are drawn.
+    """
+
+    def kept(batch: PromptBatch) -> torch.Tensor:
+        count = trained_siblings(fraction, batch.group_size)
+        chosen_P = [
+            set(keyed.permutation(batch.group_size, seed, "trained", batch.iteration, prompt)[:count])
+            for prompt in range(batch.num_prompts)
+        ]
+        rows = zip(batch.prompt_B.tolist(), batch.sibling_B.tolist(), strict=True)
+        return torch.tensor([sibling in chosen_P[prompt] for prompt, sibling in rows])
+
+    return kept
 
 
 def distinct_states(
@@ -130,5 +159,5 @@ def distinct_states(
         rows = mask_BT[:, step].nonzero().flatten().tolist()
         trained += len({(met[row], int(optimizer_step_B[row])) for row in rows if keep_B[row]})
         for row in rows if stochastic else ():
-            met[row] = (*met[row], "sde", step, *keys.sde_B[row])
+            met[row] = (*met[row], "sde", *keys.sde(row, int(mask_BT[row, :step].sum()), step))
     return velocities, trained

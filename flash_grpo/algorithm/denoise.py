@@ -64,14 +64,15 @@ def denoise(
     needs: Needs = TRANSITION,
     solve: Solver = euler,
     at_once: int | None = None,
-    before_velocity: Callable[[], None] = lambda: None,
+    before_velocity: Callable[[torch.Tensor], None] = lambda timestep: None,
     after_step: Callable[[Denoising], None] = lambda denoising: None,
     resumed: Denoising | None = None,
 ) -> Denoised:
     """Go from noise to latents. Rollouts whose keys so far are equal are one state, which is computed once.
 
     mask_BT: which steps are trained. needs: of the target. at_once: states in one call of the policy; None is all.
-    before_velocity: may raise to give up. after_step: is given the state of things, from which `resumed` goes on.
+    before_velocity: is given the timestep, and may raise to give up. after_step: is given the state of things, from which
+    `resumed` goes on.
     DivergedError where the latents are not finite. A schedule that ends before sigma = 0 is ended by the last velocities.
     """
     now = resumed or _begun(policy, condition_BMD, keys)
@@ -79,7 +80,7 @@ def denoise(
         alone = len(now.x_SCFHW) == len(condition_BMD)  # each rollout a state of its own, in order
         condition_SMD = condition_BMD if alone else condition_BMD[_first_rows(now.state_B)]
         v = _velocities(policy, now.x_SCFHW, condition_SMD, schedule.timestep_T[step], at_once, before_velocity)
-        now = _stepped(now, v, keys, schedule, mask_BT[:, step], needs, solve)
+        now = _stepped(now, v, keys, schedule, mask_BT, needs, solve)
         after_step(now)
     now = _ended(now, schedule)
     if not now.x_SCFHW.isfinite().all():
@@ -115,14 +116,14 @@ def _velocities(
     condition_SMD: torch.Tensor,
     timestep: torch.Tensor,
     at_once: int | None,
-    before_velocity: Callable[[], None],
+    before_velocity: Callable[[torch.Tensor], None],
 ) -> torch.Tensor:
     if at_once is None or at_once >= len(x_SCFHW):
-        before_velocity()
+        before_velocity(timestep)
         return policy.velocity(x_SCFHW, timestep.expand(len(x_SCFHW)), condition_SMD)
     found = []
     for x, condition in zip(x_SCFHW.split(at_once), condition_SMD.split(at_once), strict=True):
-        before_velocity()
+        before_velocity(timestep)
         found.append(policy.velocity(x, timestep.expand(len(x)), condition))
     return torch.cat(found)
 
@@ -132,18 +133,18 @@ def _stepped(
     v: torch.Tensor,
     keys: NoiseKeys,
     schedule: FlowSchedule,
-    mask_B: torch.Tensor,
+    mask_BT: torch.Tensor,
     needs: Needs,
     solve: Solver,
 ) -> Denoising:
     """Take one step of all states; a rollout whose step is stochastic goes on in a state of its own."""
-    x_next = solve(now.x_SCFHW, v, now.history, schedule, now.step)
-    history = History(v_SCFHW=v, known_S=torch.ones(len(v), dtype=torch.bool))
+    mask_B, x_next = mask_BT[:, now.step], solve(now.x_SCFHW, v, now.history, schedule, now.step)
+    history = History(v_SCFHW=v, known_S=torch.ones(len(v), dtype=torch.bool), x_SCFHW=now.x_SCFHW)
     after = replace(now, step=now.step + 1, x_SCFHW=x_next, history=history, velocities=now.velocities + len(v))
     if not mask_B.any() or needs.where == "x_0":
         return after
     if needs.stochastic:
-        return _branched(now, after, v, keys, schedule, mask_B)
+        return _branched(now, after, v, keys, schedule, mask_BT)
     return replace(after, kept=(*now.kept, _passed(now, v, schedule, mask_B, x_next=needs.siblings == "x_next")))
 
 
@@ -169,16 +170,17 @@ def _branched(
     v: torch.Tensor,
     keys: NoiseKeys,
     schedule: FlowSchedule,
-    sde_mask_B: torch.Tensor,
+    sde_mask_BT: torch.Tensor,
 ) -> Denoising:
     """Take the SDE step of the rollouts that the mask names, and find the states that are distinct behind it."""
+    sde_mask_B, taken_B = sde_mask_BT[:, now.step], sde_mask_BT[:, : now.step].sum(1).tolist()
     rows = sde_mask_B.nonzero().flatten()
-    noise = [keyed.normal(tuple(v.shape[1:]), *keys.sde_B[row], now.step) for row in rows.tolist()]
+    drawn = {row: keys.sde(row, taken_B[row], now.step) for row in rows.tolist()}
     used_U, state_N = now.state_B[rows].unique(return_inverse=True)
     x_U = now.x_SCFHW[used_U]
     mean_N = sde_step_mean(x_U, v[used_U], schedule, torch.tensor(now.step))[state_N]
     noise_std = schedule.noise_std_T[now.step]
-    x_next_N = mean_N + noise_std * torch.stack(noise).to(mean_N)
+    x_next_N = mean_N + noise_std * _noise(tuple(drawn.values()), tuple(v.shape[1:])).to(mean_N)
     taken = Transitions(
         rollout_N=rows,
         step_N=torch.full_like(rows, now.step),
@@ -187,7 +189,6 @@ def _branched(
         x_next_NCFHW=x_next_N,
         logp_old_N=log_prob(x_next_N, mean_N, noise_std),
     )
-    drawn = {row: keys.sde_B[row] for row in rows.tolist()}
     behind_B: list[Key] = [(state, *drawn.get(row, ())) for row, state in enumerate(now.state_B.tolist())]
     state_of = _numbered(behind_B)
     state_B = torch.tensor([state_of[key] for key in behind_B])
@@ -203,6 +204,13 @@ def _branched(
         history=after.history and after.history.of(parent_S, stochastic_S),
         kept=(*now.kept, taken),
     )
+
+
+def _noise(key_N: tuple[Key, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the noise of each key [N, ...]; of equal ones it is drawn once."""
+    row_of = _numbered(key_N)
+    drawn = keyed.normals(shape, list(row_of))
+    return drawn if len(drawn) == len(key_N) else drawn[[row_of[key] for key in key_N]]
 
 
 def replayed(mean_N: torch.Tensor, taken: Transitions, schedule: FlowSchedule) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout
 from flash_grpo.algorithm.needs import Needs
+from flash_grpo.algorithm.noise import Tree
 from flash_grpo.algorithm.plans import FullTrajectory, OneStep, Plan, SlidingWindow
 from flash_grpo.algorithm.targets import Target, needs_of, sde_logprob
 from flash_grpo.algorithm.types import FlowSchedule
@@ -22,8 +23,9 @@ class Method:
 
     name: what figures call it. rescale: weights to mean 1 over the optimizer update (release).
     initial_noise: "independent" draws x_T per rollout (paper), "shared" one per prompt, a number in a neighbourhood of that
-    radius (Neighbor GRPO). advantage: [P, G] -> [P, G]. target: what is trained, see `targets`; it decides which of these
-    settings mean something. ratio_clip, kl_weight: see `loss`; null is no clip.
+    radius (Neighbor GRPO). tree: until where rollouts that share x_T also share the SDE's noise; None parts them at the first
+    stochastic step. advantage: [P, G] -> [P, G]. target: what is trained, see `targets`; it decides which of these settings
+    mean something. ratio_clip, kl_weight: see `loss`; null is no clip.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Method:
     ratio_clip: float | None = 1e-3
     kl_weight: float = 0.0
     target: Target = sde_logprob
+    tree: Tree | None = None
 
     def __post_init__(self) -> None:
         ranges.text("method.name", self.name)
@@ -42,13 +45,17 @@ class Method:
         _check_initial_noise(self.initial_noise)
         ranges.number("method.ratio_clip", self.ratio_clip, above=0, null=True)
         ranges.number("method.kl_weight", self.kl_weight, at_least=0)
-        for part in ("plan", "weigh", "advantage", "target"):
-            if not callable(getattr(self, part)):
-                raise ValueError(
-                    f"method.{part}={ranges.shown(getattr(self, part))}: must be callable, see conf/method"
-                )
+        self._refuse_parts_of_another_kind()
         self._refuse_what_means_nothing()
         self._refuse_a_name_of_another()
+
+    def _refuse_parts_of_another_kind(self) -> None:
+        if not isinstance(self.tree, Tree | None):
+            tree = ranges.shown(self.tree)
+            raise ValueError(f"method.tree={tree}: must be null or a flash_grpo.algorithm.noise.Tree")
+        for name in ("plan", "weigh", "advantage", "target"):
+            if not callable(part := getattr(self, name)):
+                raise ValueError(f"method.{name}={ranges.shown(part)}: must be callable, see conf/method")
 
     @property
     def needs(self) -> Needs:
@@ -80,10 +87,15 @@ class Method:
                 f"method.initial_noise=shared: {target} has no stochastic step, so all rollouts of a prompt would be equal; "
                 "use independent, or the radius of a neighbourhood, as in method.initial_noise=0.3"
             )
+        if self.tree and not (needs.stochastic and self.initial_noise == "shared"):
+            raise ValueError(
+                "method.tree: parts rollouts that share x_T at their stochastic steps; it needs method.initial_noise=shared "
+                f"(here {ranges.shown(self.initial_noise)}) and a target with stochastic steps (here {_name(self.target)})"
+            )
         if not needs.stochastic and _function(self.weigh) in OF_THE_SDE:
             raise ValueError(
-                f"method.weigh={_name(self.weigh)}: undoes a factor of the SDE's log-probability, and {target} has "
-                "none; use flash_grpo.algorithm.weighting.uniform"
+                f"method.weigh={_name(self.weigh)}: is made of the SDE's step, and {target} has none; use "
+                "flash_grpo.algorithm.weighting.uniform"
             )
         if not needs.ratio and self.ratio_clip is not None:
             raise ValueError(f"method.ratio_clip={self.ratio_clip}: {target} has no ratio to clip; set it to null")
@@ -92,17 +104,22 @@ class Method:
                 f"method.ratio_clip=null: {target} needs it or method.kl_weight, without which nothing bounds it"
             )
 
-    def _refuse_a_name_of_another(self) -> None:
-        """Raise ValueError if figures would call this method by a name that stands for something else."""
-        if not (meaning := MEANINGS.get(self.name)):
-            return
-        here = {
+    def _meaning(self) -> dict[str, Any]:
+        """Return what `MEANINGS` says of a name, of this method."""
+        return {
             "target": _name(self.target),
             "plan": type(self.plan),
             "shared_by": getattr(self.plan, "shared_by", None),
             "weighs_equally": _function(self.weigh) is uniform,
             "initial_noise": self.initial_noise,
+            "tree": self.tree is not None,
         }
+
+    def _refuse_a_name_of_another(self) -> None:
+        """Raise ValueError if figures would call this method by a name that stands for something else."""
+        if not (meaning := MEANINGS.get(self.name)):
+            return
+        here = self._meaning()
         if differing := [key for key, value in meaning.items() if here[key] != value]:
             raise ValueError(
                 f"method.name={self.name}: this name stands for another method (it differs in {', '.join(differing)}); "
@@ -126,7 +143,7 @@ def _name(part: Any) -> str:
     return getattr(_function(part), "__name__", type(part).__name__)
 
 
-_SDE = {"target": "sde_logprob"}
+_SDE = {"target": "sde_logprob", "tree": False}
 _FULL = _SDE | {"plan": FullTrajectory}
 _ONE_STEP = _SDE | {"plan": OneStep, "shared_by": "prompt", "weighs_equally": False}
 MEANINGS: dict[str, dict[str, Any]] = {
@@ -144,6 +161,8 @@ MEANINGS: dict[str, dict[str, Any]] = {
     "grpo_guard": _FULL | {"weighs_equally": False},
     "pcpo": _FULL | {"weighs_equally": False},
     "longcat": _ONE_STEP,
+    "tempflow": _ONE_STEP | {"initial_noise": "shared"},
+    "branchgrpo": _FULL | {"weighs_equally": True, "initial_noise": "shared", "tree": True},
     "finite_difference": {"target": "finite_difference"},
     "neighbor_grpo": {"target": "neighbour", "plan": OneStep, "shared_by": "prompt"},
     "awm": {"target": "forward_matching"},

@@ -24,6 +24,10 @@ class Needs:
     restraint: bool = False
     """Unbounded below: it needs `method.ratio_clip` or `method.kl_weight`."""
 
+    def old_velocities(self, off_policy: bool) -> bool:
+        """Return True if velocities before the update are needed. off_policy: the rollouts' policy was another one."""
+        return self.old_velocity or (self.ratio and off_policy)
+
     @property
     def stochastic(self) -> bool:
         return self.where == "transition"

@@ -15,7 +15,9 @@ class Policy(Protocol):
 
     latent_shape: (C, F, H, W). evaluations_per_velocity: transformer forwards per sample, 2 with classifier-free guidance.
     flops: of each kind of work on one sample. forwards_together: `velocity` needs all ranks, which must
-    call it, and go backward through it, equally often.
+    call it, and go backward through it, equally often and by the same expert.
+    A policy of several transformers also has `experts`, see `algorithm.experts`; all timesteps of one call are of one of
+    them, and the names in `trainable` begin with the expert's and a dot.
     """
 
     latent_shape: tuple[int, ...]
@@ -48,6 +50,16 @@ class Policy(Protocol):
 
     def export(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
         """Write these values of `trainable()` as the model's own pipeline loads them."""
+
+
+@runtime_checkable
+class Guidable(Protocol):
+    """A policy whose guidance can differ between rollouts, training and evaluation; others have one for all."""
+
+    guidance: float
+
+    def with_guidance(self, guidance: float) -> Policy:
+        """Return the same policy, all weights shared, with another guidance scale; `keep_base` is called before."""
 
 
 class RewardError(RuntimeError):

@@ -5,7 +5,7 @@ only.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LARGEST = 2**63 - 1  # of torch's integers
@@ -58,15 +58,25 @@ def some_of(key: str, value: Any, allowed: Sequence[Any] | None = None) -> None:
         text(key, item) if allowed is None else one_of(key, item, allowed)
 
 
+def section(key: str, value: Any, *, null: bool = False) -> None:
+    """Refuse what holds no keys. null: whether None is allowed."""
+    if not isinstance(value, Mapping) and not (null and value is None):
+        raise ValueError(f"{key}={shown(value)}: must be a section of keys")
+
+
 def truth(key: str, value: Any) -> None:
     """Refuse what is neither True nor False."""
     one_of(key, value, (True, False))
 
 
-def text(key: str, value: Any, *, empty: bool = False) -> None:
-    """Refuse what is no text. empty: whether '' is allowed."""
+def text(key: str, value: Any, *, empty: bool = False, null: bool = False) -> None:
+    """Refuse what is no text. empty: whether '' is allowed. null: whether None is."""
+    if value is None and null:
+        return
     if not isinstance(value, str) or not (value or empty):
-        raise ValueError(f"{key}={shown(value)}: must be a text{'' if empty else ' that is not empty'}")
+        raise ValueError(
+            f"{key}={shown(value)}: must be a text{'' if empty else ' that is not empty'}{', or null' if null else ''}"
+        )
 
 
 def shown(value: Any) -> str:

@@ -8,8 +8,10 @@ steps that are trained; without an SDE they are deterministic steps, or only the
 | trained at    | SDE steps   | ODE states        | ODE states         | x_0, noised        | x_0, noised     |
 | plan          | any         | any               | one step a prompt  | any                | any             |
 | initial_noise | any         | not shared        | not shared         | not shared         | not shared      |
+| tree          | yes         | no                | no                 | no                 | no              |
 | weigh         | any         | not of the SDE    | not of the SDE     | not of the SDE     | not of the SDE  |
 | advantage     | of the step | of all siblings   | of all siblings    | of the step        | of the step     |
+| train_fraction| any         | 1                 | 1                  | any                | any             |
 | ratio_clip    | yes         | null              | yes                | it or kl_weight    | null            |
 | kl_weight     | of the step | of the velocity   | of the velocity    | of the velocity    | of the velocity |
 
@@ -17,7 +19,7 @@ steps that are trained; without an SDE they are deterministic steps, or only the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -84,6 +86,21 @@ def predicted(
     if needs.stochastic:
         return sde_step_mean(x_S, v_S, schedule, step_S), schedule.noise_std_T[step_S].to(v_S)
     return v_S, torch.full((len(v_S),), 0.5**0.5).to(v_S)
+
+
+def retaken(
+    needs: Needs, taken: Transitions, x_N: torch.Tensor, v_N: torch.Tensor, schedule: FlowSchedule
+) -> Transitions:
+    """Return the steps with what another velocity v_N gives them: its log-probability, or where its Euler step leads.
+
+    Rollouts may be made with another guidance than they are trained with. The policy that a ratio compares with is the one
+    that trains, before the update.
+    """
+    if needs.stochastic:
+        return replace(taken, logp_old_N=replayed(sde_step_mean(x_N, v_N, schedule, taken.step_N), taken, schedule))
+    if needs.siblings == "x_next":
+        return replace(taken, x_next_NCFHW=ode_step(x_N, v_N, schedule.dt_T[taken.step_N].to(v_N)))
+    return taken
 
 
 def tried(target: Target, schedule: FlowSchedule, step: int, ratio_clip: float | None) -> LossTerms:

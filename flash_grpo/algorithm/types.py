@@ -126,9 +126,10 @@ class Transitions:
             logp_old_N=self.logp_old_N[row_N],
         )
 
-    def rows_of(self, state: range) -> torch.Tensor:
-        """Return the rows whose state lies in the range."""
-        return ((self.state_N >= state.start) & (self.state_N < state.stop)).nonzero().flatten()
+    def rows_of(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the rows that begin at one of these states."""
+        wanted_S = torch.zeros(len(self.x_SCFHW), dtype=torch.bool).index_fill_(0, states, True)
+        return wanted_S[self.state_N].nonzero().flatten()
 
     def cpu(self) -> "Transitions":
         return Transitions(**{name: value.cpu() for name, value in vars(self).items()})
@@ -206,6 +207,8 @@ class Trained:
     step_N: torch.Tensor
     gradient_norms: list[float]
     first_ratio_N: torch.Tensor
+    expert_norms: tuple[dict[str, float], ...] = ()
+    """Of each optimizer step, by the name of the expert; empty where there is one. Earlier checkpoints lack it."""
 
 
 def joined_trained(parts: list[Trained]) -> Trained:
@@ -216,4 +219,5 @@ def joined_trained(parts: list[Trained]) -> Trained:
         step_N=torch.cat([part.step_N for part in parts]),
         gradient_norms=[norm for part in parts for norm in part.gradient_norms],
         first_ratio_N=parts[0].first_ratio_N,
+        expert_norms=tuple(norms for part in parts for norms in part.expert_norms),
     )

@@ -27,8 +27,13 @@ def proportional_to_interval(schedule: FlowSchedule) -> torch.Tensor:
     return -schedule.dt_T / rectification_factor(schedule)
 
 
-OF_THE_SDE = (inverse_lambda, inverse_first_term, proportional_to_interval)
-"""Weights that undo a factor of the SDE's log-probability; a target without a stochastic step has no such factor."""
+def noise_std(schedule: FlowSchedule) -> torch.Tensor:
+    """Return the std of the step's noise, s·sqrt(-dt): a step counts as much as it explores (TempFlow-GRPO, 2508.04324)."""
+    return schedule.noise_std_T
+
+
+OF_THE_SDE = (inverse_lambda, inverse_first_term, proportional_to_interval, noise_std)
+"""Weights that are of the SDE's step; a target without a stochastic step has no such factor."""
 
 
 def rescaled_to_mean_one(weight_N: torch.Tensor, mean: float, varies: bool) -> torch.Tensor:

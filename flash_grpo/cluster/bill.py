@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flash_grpo.cluster.slurm import Answer, JobStart
+from flash_grpo.records.billed import Bill, BilledStart
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import MANIFEST, PROGRESS, read_manifest, read_newest_first, write_atomically
 from flash_grpo.records.known_jobs import known_jobs
-from flash_grpo.records.schema import Bill, BilledStart, RunManifest
+from flash_grpo.records.schema import RunManifest
 from flash_grpo.records.submissions import SubmittedRun
 
 

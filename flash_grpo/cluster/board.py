@@ -5,8 +5,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from flash_grpo.cluster.bill import readable_manifest
 from flash_grpo.cluster.points import SweepPoint
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class Board:
         elif point.failure:
             log.error("FAILED    %s  %s after %s: %s  log: %s", count, point.name, took, point.failure, point.log_file)
         else:
-            log.info("finished  %s  %s after %s%s", count, point.name, took, self._time_left())
+            log.info("finished  %s  %s after %s%s%s", count, point.name, took, _early(point), self._time_left())
 
     def _count(self, number: int) -> str:
         return f"{number:>{len(str(self.total))}}/{self.total}"
@@ -93,6 +95,12 @@ class Board:
         typical, now = sum(complete) / len(complete), time.monotonic()
         work = typical * len(self.waiting) + sum(max(0.0, typical - (now - point.began)) for point in self.running)
         return f", about {duration(work / self.parallel)} left"
+
+
+def _early(point: SweepPoint) -> str:
+    """Return which guard has completed a run before its budget was spent; '' if none has."""
+    manifest, _ = readable_manifest(Path(point.directory))
+    return f", {manifest.reason}" if manifest and manifest.reason else ""
 
 
 def duration(seconds: float) -> str:

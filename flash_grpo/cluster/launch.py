@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from flash_grpo.cluster import gpus, slurm
 from flash_grpo.cluster.board import Board
+from flash_grpo.cluster.follower import followed
 from flash_grpo.cluster.limits import Limit, refuse_too_long_a_run, site_limits
 from flash_grpo.cluster.node import run_on_node
 from flash_grpo.cluster.orphans import lock_to_submit
@@ -25,11 +26,11 @@ from flash_grpo.cluster.sending import Sender
 from flash_grpo.cluster.site import refuse_what_cannot_run
 from flash_grpo.cluster.snapshot import snapshot
 from flash_grpo.cluster.study_lock import LockedError, StudyLock
-from flash_grpo.cluster.submission import JobRequest, write_point
+from flash_grpo.cluster.submission import write_point
 from flash_grpo.cluster.wait import wait
 from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.full_disk import naming_full_disk
-from flash_grpo.records.submissions import SubmittedRun
+from flash_grpo.records.submissions import JobRequest, SubmittedRun
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ def launch(launcher: SlurmSweepLauncher, job_overrides: Sequence[Sequence[str]],
             _resolve(point, folder / "config")
         board, sender = Board(waiting=list(points)), _sender(launcher, study, lock, limits, points, code)
         sender.begin(board, launcher.detach)
-    if not launcher.detach:
-        wait(board, study, sender.send)
+    with followed(points, launcher.detach):
+        if not launcher.detach:
+            wait(board, study, sender.send)
     return [JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED) for point in points]
 
 
@@ -166,8 +168,8 @@ def _sender(
     folder, singletons = Path(launcher.config.hydra.sweep.dir), Singleton.get_state()
     request = JobRequest(
         folder=str(Path(launcher.params["submitit_folder"]).absolute()),
-        python=_python(code),
-        parameters=_parameters(launcher.params),
+        python=python_on(code),
+        parameters=sbatch_parameters(launcher.params),
     )
     ranks = launcher.params["nodes"] * launcher.params["tasks_per_node"]
     runs = {
@@ -187,7 +189,7 @@ def _sender(
     return Sender(study=study, lock=lock, request=request, runs=runs, limits=limits)
 
 
-def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+def sbatch_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the launcher's settings to submitit's names."""
     settings = {key: value for key, value in params.items() if key not in (*NOT_SBATCH, *gpus.KEYS)}
     if settings["cpus_per_task"]:  # since Slurm 22.05 a step does not inherit it, and would be bound to one core
@@ -197,7 +199,7 @@ def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     return named | gpus.gpu_parameters(params)
 
 
-def _python(code: Path) -> str:
+def python_on(code: Path) -> str:
     """Return the command that starts the interpreter of every rank at every start, on the copied code.
 
     The signals that ask a run to stop are blocked before Python begins, so that none is lost or fatal during the imports.

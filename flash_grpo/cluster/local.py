@@ -20,6 +20,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 
 from flash_grpo.cluster.board import Board
+from flash_grpo.cluster.follower import followed
 from flash_grpo.cluster.last_words import last_words
 from flash_grpo.cluster.node import run_here
 from flash_grpo.cluster.points import SweepLauncher, SweepPoint, compose, cores, rehearse
@@ -49,7 +50,7 @@ def launch(launcher: LocalSweepLauncher, job_overrides: Sequence[Sequence[str]],
     parallel = launcher.max_parallel or len(gpu_sets) or max(1, cores() // params["tasks_per_node"])
     board, folder = Board(waiting=list(points), parallel=parallel), params["submitit_folder"]
     log.info("%d runs, %d at a time; a log for each in %s/", len(points), min(parallel, len(points)), folder)
-    with _stop_signals(board) as stop, _none_left_alone(board, stop):
+    with followed(points), _stop_signals(board) as stop, _none_left_alone(board, stop):
         while board.running or (board.waiting and not board.stopped_by):
             while board.waiting and len(board.running) < parallel and not board.stopped_by:
                 _start_next_or_stop(launcher, board, gpu_sets)

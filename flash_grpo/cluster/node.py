@@ -70,7 +70,7 @@ def _forget_earlier_starts() -> None:
 
 def _run(launcher: SweepLauncher, cfg: DictConfig, number: int, singletons: Any) -> JobReturn:
     """Let Hydra call the program's own function. An exception is raised again, so that it reaches the log and Slurm."""
-    job = _export_ranks()
+    job = export_ranks()
     Singleton.set_state(singletons)
     setup_globals()
     with open_dict(cfg.hydra.job):
@@ -99,7 +99,7 @@ def _end_children() -> None:
             child.kill()
 
 
-def _export_ranks() -> Any:
+def export_ranks() -> Any:
     """Set the variables by which torch and Accelerate form one group of the job's tasks; return submitit's environment.
 
     This replaces `accelerate launch`.

@@ -97,7 +97,7 @@ def _jobs_of(intended: Intended) -> set[str]:
         began = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         listed = slurm.output_of("sacct", "-X", "-nP", "-u", user, "-S", began, "-o", "JobID,Submit,SubmitLine")
         rows += [line.split("|", 2) for line in listed.splitlines()]
-    place = intended.request["folder"].partition("/%")[0] + "/"
+    place = intended.request.folder.partition("/%")[0] + "/"
     return {
         array_of(job)
         for job, submitted, command in rows
@@ -111,7 +111,7 @@ def _record(folder: Path, intended: Intended, array: str) -> None:
 
     names = [f"{array}_{element}" for element in range(len(intended.runs))] if len(intended.runs) > 1 else [array]
     runs = [
-        dataclasses.replace(run, job_id=job, folder=intended.request["folder"].replace("%j", job))
+        dataclasses.replace(run, job_id=job, folder=intended.request.folder.replace("%j", job))
         for run, job in zip(intended.runs, names, strict=True)
     ]
     write_job_files(folder, intended.request, runs)

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,7 +74,22 @@ def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], fir
     points = [
         SweepPoint(cfg=cfg, number=number, overrides=point) for number, (point, cfg) in enumerate(composed, start=first)
     ]
+    refuse_points(points)
+    return points
+
+
+def kept_params(params: Mapping[str, Any] | None, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a file in `sweeps/` varies, without the keys that the command line gives itself."""
+    given = {argument.split("=")[0].lstrip("+") for argument in arguments}
+    return {key: value for key, value in (params or {}).items() if key not in given}
+
+
+def refuse_points(points: Sequence[SweepPoint]) -> None:
+    """Refuse a sweep of which two runs have one directory, or one has none, or of which single points are to be planned."""
     for point in points:
+        for key in ("plan", "preflight"):
+            if OmegaConf.select(point.cfg, key):
+                refuse(f"{point.name}: {key} is set in this point of the sweep; give {key}=true on the command line")
         for key in ("study", "run_name"):
             try:
                 directory_name(key, OmegaConf.select(point.cfg, key))
@@ -83,7 +98,6 @@ def compose(launcher: SweepLauncher, job_overrides: Sequence[Sequence[str]], fir
     shared = [directory for directory, count in Counter(point.directory for point in points).items() if count > 1]
     if shared:
         refuse(f"several runs of this sweep have one directory: {', '.join(shared)}")
-    return points
 
 
 def rehearse(points: list[SweepPoint], function: str | None, ranks: int) -> None:

@@ -4,14 +4,14 @@ Slurm's word alone never proves success, and run.json alone never proves that a 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from flash_grpo.cluster import unaccounted
 from flash_grpo.cluster.bill import bill_of, readable_manifest
 from flash_grpo.cluster.deciding_job import deciding_job
-from flash_grpo.cluster.last_records import last_records
+from flash_grpo.cluster.last_records import LastRecords, last_records
 from flash_grpo.cluster.last_words import LOST_A_RANK, last_words
 from flash_grpo.cluster.logs import log_files, log_texts
 from flash_grpo.cluster.reasons import ENDS, local_time, why_it_waits
@@ -46,10 +46,9 @@ class RunState:
     jobs, oldest first. live: those that wait or run, the newest last; empty if Slurm could not be asked.
     state: one of ALIVE and OVER.
     why: why it waits or failed, '' if there is nothing to say.
-    iteration, device_seconds: of the last record. evaluation_reward, training_reward: of the last evaluation and iteration.
     billed_seconds: device-seconds that Slurm charges, up to now; from the bill in run.json if Slurm could not be asked.
     useful_seconds: the part of billed_seconds that the run's result took.
-    restarts: starts after the first. age: seconds since the last record was written.
+    restarts: starts after the first.
     """
 
     run: str
@@ -58,14 +57,10 @@ class RunState:
     live: tuple[SubmittedRun, ...] = ()
     state: str
     why: str = ""
-    iteration: int | None = None
-    evaluation_reward: float | None = None
-    training_reward: float | None = None
-    device_seconds: float = 0.0
+    last: LastRecords = field(default_factory=LastRecords)
     billed_seconds: float | None = None
     useful_seconds: float = 0.0
     restarts: int = 0
-    age: float | None = None
 
 
 def run_states(study: Path, answer: Answer | None) -> list[RunState]:
@@ -92,7 +87,7 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
     try:
         last = last_records(run_dir)
     except DamagedFileError as damaged:
-        last, damage = {}, damage or str(damaged)
+        last, damage = LastRecords(), damage or str(damaged)
     written = manifest.bill if manifest else None
     bill = bill_of(run_dir, jobs, answer) if answer and not answer.no_accounting else written
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
@@ -102,11 +97,11 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
         jobs=tuple(jobs),
         live=tuple(live),
         state=state,
+        last=last,
         why=damage or why + _other_jobs(job, live) or _set_aside(manifest),
         billed_seconds=bill.device_seconds if bill else None,
         useful_seconds=bill.useful_device_seconds if bill else 0.0,
         restarts=max(0, starts - 1),
-        **last,
     )
 
 
@@ -193,7 +188,8 @@ def _left_queue(
     if manifest is not None and not _is_of_last_start(manifest, job, sum(bool(start.start) for start in starts) - 1):
         manifest = None
     if manifest and manifest.status == "completed":
-        return "complete", f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
+        odd = f"though Slurm says {last.state}" if last and last.over and last.state != "COMPLETED" else ""
+        return "complete", "; ".join(filter(None, (manifest.reason, odd)))
     reason = _own_reason(manifest)
     if manifest and manifest.status == "failed" and reason:  # before asking the accounting, which may lag behind
         return "failed", reason

@@ -13,8 +13,8 @@ from flash_grpo.cluster.orphans import adopt
 from flash_grpo.cluster.refusal import refuse
 from flash_grpo.cluster.slurm import NoSlurmError
 from flash_grpo.cluster.study_lock import StudyLock
-from flash_grpo.cluster.submission import JobRequest, RefusedError, submit
-from flash_grpo.records.submissions import FOLDER, INTENDED, SubmittedRun, array_of, read_submitted
+from flash_grpo.cluster.submission import RefusedError, submit
+from flash_grpo.records.submissions import FOLDER, INTENDED, JobRequest, SubmittedRun, array_of, read_submitted
 
 log = logging.getLogger(__name__)
 SEND_S = 15.0  # seconds between two looks for room in the queue

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flash_grpo.cluster.slurm import HOW_SLURM_IS_FOUND, UNREACHED, NoSlurmError
 from flash_grpo.records.files import RESTORE, read_as, write_atomically
 from flash_grpo.records.submissions import (
     Intended,
+    JobRequest,
     SubmittedRun,
     append_submitted,
     array_of,
@@ -39,19 +39,6 @@ class RefusedError(ValueError):
         self.limit = limit
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
-    """What is asked of Slurm for every job of a sweep; written to `<study>/.submitit/<job or array>.json`.
-
-    folder: submitit's for a job, with %j for the job's id. python: the command that starts a rank's interpreter.
-    parameters: submitit's, by its own names.
-    """
-
-    folder: str
-    python: str
-    parameters: dict[str, Any]
-
-
 def submit(folder: Path, request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
     """Submit runs, each of which executes its `point`, as one array, and record them; return submitit's jobs.
 
@@ -61,21 +48,22 @@ def submit(folder: Path, request: JobRequest, runs: list[SubmittedRun]) -> list[
     """
     now = time.time()
     intended = [dataclasses.replace(run, job_id="", folder="", submitted=now) for run in runs]
-    write_intended(folder, Intended(time=now, request=dataclasses.asdict(request), runs=intended))
+    write_intended(folder, Intended(time=now, request=request, runs=intended))
     try:
-        jobs = _sbatch(request, runs)
+        jobs = sbatch(request, [run.point for run in runs])
     except (RefusedError, NoSlurmError) as error:
         if not any(words in str(error) for words in UNSURE):
             forget_intended(folder)
         raise
     submitted = _placed(runs, jobs)
-    write_job_files(folder, dataclasses.asdict(request), submitted)
+    write_job_files(folder, request, submitted)
     append_submitted(folder, submitted)
     forget_intended(folder)
     return jobs
 
 
-def _sbatch(request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
+def sbatch(request: JobRequest, points: list[str]) -> list[Any]:
+    """Submit points, see `write_point`, as one array; return submitit's jobs. RefusedError and NoSlurmError as in `submit`."""
     import submitit
 
     executor = submitit.AutoExecutor(request.folder, cluster="slurm", slurm_python=request.python)
@@ -89,7 +77,7 @@ def _sbatch(request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
         ) from error
     try:
         with _own_environment(request.parameters), redirect_stderr(io.StringIO()):  # submitit prints the error as well
-            return executor.map_array(run_again, [run.point for run in runs])
+            return executor.map_array(run_again, points)
     except submitit.core.utils.FailedJobError as error:
         said = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
         if any(words in line for words in UNREACHED for line in said):
@@ -99,14 +87,14 @@ def _sbatch(request: JobRequest, runs: list[SubmittedRun]) -> list[Any]:
         raise RefusedError(f"{said[-1]} ({limit})" if limit else said[-1], limit) from error
 
 
-def write_job_files(folder: Path, request: dict[str, Any], runs: list[SubmittedRun]) -> None:
+def write_job_files(folder: Path, request: JobRequest, runs: list[SubmittedRun]) -> None:
     """Write the files that jobs need and lack: what was asked of Slurm, and the pickle that submitit executes.
 
-    folder: the study's .submitit. request: a `JobRequest` as a dictionary. runs: of one array.
+    folder: the study's .submitit. runs: of one array.
     """
     import submitit
 
-    write_atomically(_request_file(folder, runs[0].job_id), json.dumps(request, indent=1) + "\n")
+    write_atomically(_request_file(folder, runs[0].job_id), json.dumps(dataclasses.asdict(request), indent=1) + "\n")
     for run in runs:
         pickle = submitit.core.utils.JobPaths(run.folder, run.job_id).submitted_pickle
         if not pickle.exists():

@@ -29,14 +29,14 @@ def table_of(runs: list[RunState], notice: str) -> Group:
 
 def _numbers(run: RunState) -> list[str]:
     return [
-        _number(run.iteration, "d"),
-        _number(run.evaluation_reward, ".3f"),
-        _number(run.training_reward, ".3f"),
-        hours(run.device_seconds) if run.iteration is not None else "",
+        _number(run.last.iteration, "d"),
+        _number(run.last.evaluation_reward, ".3f"),
+        _number(run.last.training_reward, ".3f"),
+        hours(run.last.device_seconds) if run.last.iteration is not None else "",
         hours(run.billed_seconds),
         percent(run.useful_seconds, run.billed_seconds),
         str(run.restarts),
-        age(run.age),
+        age(run.last.age),
     ]
 
 
@@ -44,7 +44,7 @@ def totals(runs: list[RunState]) -> str:
     """Sum up the table in a line: runs by state, device-hours, and how many Slurm charges for them."""
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {state}" for state in (*OVER, *ALIVE) if counts[state])
-    own = sum(run.device_seconds for run in runs)
+    own = sum(run.last.device_seconds for run in runs)
     line = f"{len(runs)} run{'s' * (len(runs) > 1)}: {states}; {hours(own)} device-hours"
     billed = sum(run.billed_seconds for run in runs if run.billed_seconds)
     useful = sum(run.useful_seconds for run in runs if run.billed_seconds)

@@ -17,7 +17,8 @@ def state_of(status: str, reason: str, job: SubmittedRun, left: Queued | None) -
     remembers it, None if it has forgotten it.
     """
     if status == "completed":
-        return "complete", f"though Slurm says {left.state}" if left and left.state != "COMPLETED" else ""
+        odd = f"though Slurm says {left.state}" if left and left.state != "COMPLETED" else ""
+        return "complete", "; ".join(filter(None, (reason, odd)))
     if status == "failed" and reason:
         return "failed", reason
     if left and left.state == "CANCELLED":

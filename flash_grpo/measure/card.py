@@ -21,10 +21,19 @@ NAME = "README.md"  # where the Hub looks for a card
 LONGEST = 200  # characters of a cell
 WAY_OUT = "move it away: the card is then made of the run's own evaluations"
 SECTIONS = (
-    "method", "reward", "prompts", "schedule", "rollout.layout", "rollout.last_candidate", "training", "optim.lora",
-    "optim.optimizer", "optim.ema", "optim.max_gradient_norm", "model.guidance", "model.frames", "model.height", "model.width",
+    "method", "reward", "prompts", "schedule", "rollout.layout", "rollout.last_candidate", "rollout.train_fraction",
+    "rollout.guidance", "evaluation.guidance", "training", "optim.lora", "optim.optimizer", "optim.ema",
+    "optim.max_gradient_norm", "model.guidance", "model.guidance_2", "model.boundary", "model.frames", "model.height",
+    "model.width",
 )  # fmt: skip
 """What of the configuration a card shows, by dotted key."""
+TRANSFORMERS = ("transformer", "transformer_2")
+ADAPTERS = {  # by file
+    "pytorch_lora_weights.safetensors": 'pipe.load_lora_weights("THIS_FOLDER", weight_name="pytorch_lora_weights.safetensors")',
+    "pytorch_lora_weights_2.safetensors": (
+        'pipe.load_lora_weights("THIS_FOLDER", weight_name="pytorch_lora_weights_2.safetensors", load_into_transformer_2=True)'
+    ),
+}
 
 
 def write_card(run_dir: Path, manifest: RunManifest, folder: Path, iteration: int) -> Path:
@@ -70,24 +79,24 @@ def _base(manifest: RunManifest, cfg: DictConfig) -> str:
 
 
 def _usage(folder: Path, manifest: RunManifest, cfg: DictConfig) -> str:
-    """Return how to load the weights. The tiny world, and a model of a user's own, are none of diffusers' pipelines."""
+    """Return how to load the weights. The small worlds, and a model of a user's own, are none of diffusers' pipelines."""
     licence = "The licence is the base model's; add it as `license:` above."
-    if not cfg.model.get("path") or cfg.model.path == "tiny_wan":
+    if not cfg.model.get("path") or cfg.model.path in ("tiny_wan", "scenes_wan"):
         return f"## Use\n\nThe suite that trained it loads it: `{_shown(manifest.model)}`. {licence}"
     revision = OmegaConf.select(cfg, "model.revision")
     base = f'"{_shown(manifest.model)}", revision="{_cell(revision)}"' if revision else '"FOLDER_OF_THE_BASE_MODEL"'
-    if (folder / "transformer").is_dir():
-        code = (
-            "from diffusers import WanPipeline, WanTransformer3DModel\n\n"
-            'transformer = WanTransformer3DModel.from_pretrained("THIS_FOLDER", subfolder="transformer")\n'
-            f"pipe = WanPipeline.from_pretrained({base}, transformer=transformer)"
-        )
+    whole = [name for name in TRANSFORMERS if (folder / name).is_dir()]
+    if whole:
+        load = 'WanTransformer3DModel.from_pretrained("THIS_FOLDER", subfolder="{0}")'
+        lines = [f"{name} = {load.format(name)}" for name in whole]
+        given = "".join(f", {name}={name}" for name in whole)
+        head, tail = ["from diffusers import WanPipeline, WanTransformer3DModel", "", *lines], []
     else:
-        code = (
-            "from diffusers import WanPipeline\n\n"
-            f'pipe = WanPipeline.from_pretrained({base})\npipe.load_lora_weights("THIS_FOLDER")'
-        )
-    return f"## Use\n\n```python\n{code}\n```\n\n{licence}"
+        calls = [call for name, call in ADAPTERS.items() if (folder / name).is_file()]
+        head, given, tail = ["from diffusers import WanPipeline", ""], "", calls or [next(iter(ADAPTERS.values()))]
+    code = "\n".join([*head, f"pipe = WanPipeline.from_pretrained({base}{given})", *tail])
+    elsewhere = "" if whole else "`comfyui/` has the same adapters for ComfyUI and musubi-tuner. "
+    return f"## Use\n\n```python\n{code}\n```\n\n{elsewhere}{licence}"
 
 
 def _evaluation(evaluations: list[dict[str, Any]], iteration: int, cfg: DictConfig, run_dir: Path) -> str:
@@ -99,6 +108,9 @@ def _evaluation(evaluations: list[dict[str, Any]], iteration: int, cfg: DictConf
         ["reward", first["reward_mean"], last["reward_mean"], gain(first["prompt_rewards"], last["prompt_rewards"])]
     ]
     rows += [[name, first["reward_parts"].get(name), value, "–"] for name, value in last["reward_parts"].items()]
+    if last.get("held_out") is not None:
+        gained = gain(first["held_out_prompts"], last["held_out_prompts"])
+        rows += [["held-out reward, not trained on", first["held_out"], last["held_out"], gained]]
     at = "" if last["iteration"] == iteration else f" (the weights are those after iteration {iteration})"
     return (
         f"## Evaluation\n\nBase model and this model after iteration {last['iteration']}{at}, on the same prompts "

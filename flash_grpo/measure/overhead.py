@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from flash_grpo.algorithm.experts import experts_of
 from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.algorithm.paths import Route, on_places
 from flash_grpo.algorithm.types import Rollouts
@@ -61,7 +62,7 @@ def _unavoidable_parts(trainer: Trainer) -> Mapping[str, Callable[[], object]]:
 def _computed(trainer: Trainer, route: Route) -> list[tuple[torch.Tensor, int]]:
     """Return the timestep and the number of distinct states of each step of a route."""
     states: list[int] = []
-    keys = noise_keys(route.batch, trainer.seed, trainer.method.initial_noise)
+    keys = noise_keys(route.batch, trainer.seed, trainer.method.initial_noise, trainer.method.tree)
     condition_BMD = trainer.policy.encode(route.batch.text)
     trainer.rollouts.denoised(route, condition_BMD, after_step=lambda now: states.append(len(now.x_SCFHW)))
     timestep_T = on_places(trainer.schedule, route.place_S).timestep_T
@@ -85,12 +86,13 @@ def _update(trainer: Trainer, rollouts: Rollouts) -> None:
     """Compute a forward and a backward for every distinct state that is trained."""
     ones_PG = torch.ones(rollouts.batch.num_prompts, rollouts.batch.group_size)
     transitions = trainer.updater.steps(rollouts, ones_PG).taken
-    for rows in torch.arange(len(transitions.x_SCFHW)).split(trainer.updater.at_once):
-        timestep_S = trainer.schedule.timestep_T[transitions.step_S[rows]]
+    of_state_S = trainer.schedule.timestep_T[transitions.step_S]
+    for rows in experts_of(trainer.policy).rows(of_state_S, trainer.updater.at_once):
+        timestep_S = of_state_S[rows]
         condition_SMD = rollouts.condition_BMD[transitions.rollout_S[rows]]
         x_SCFHW = transitions.x_SCFHW[rows].to(condition_SMD.device)
-        trainer.policy.velocity(x_SCFHW, timestep_S, condition_SMD).square().mean().backward()
-    trainer.updater.optimizer.zero_grad()
+        trainer.updater.replayer.policy.velocity(x_SCFHW, timestep_S, condition_SMD).square().mean().backward()
+    trainer.updater.stepper.optimizer.zero_grad()
 
 
 def _seconds(function: Callable[[], object]) -> float:

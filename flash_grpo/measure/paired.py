@@ -15,11 +15,13 @@ from flash_grpo.records.checked import DamagedFileError, parsed
 from flash_grpo.records.files import MANIFEST, write_atomically
 from flash_grpo.records.vbench import merged_vbench, read_vbench
 from flash_grpo.run.build import build, build_reward
+from flash_grpo.run.guidance import check_guidance, guided
 from flash_grpo.run.loop import report
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluated import Evaluated, standard_error
 from flash_grpo.training.evaluation import Evaluation
-from flash_grpo.training.journal import Journal, Leave, raise_failure
+from flash_grpo.training.journal import Journal, raise_failure
+from flash_grpo.training.pace import Leave
 from flash_grpo.training.ranks import Ranks
 
 LINES, RESULT = "manifest.jsonl", "evaluation.json"
@@ -43,8 +45,10 @@ def evaluate(
     texts = tuple(dict.fromkeys(prompts.test))
     for name in states:
         _refuse_other_prompts(output / name, texts)
+    check_guidance(cfg)
     policy = build(cfg.model, "model", device=ranks.device, lora=cfg.optim.get("lora"))
     policy.keep_base()
+    policy = guided(policy, cfg, "evaluation")
     evaluated = {}
     for name, state in states.items():
         if state:

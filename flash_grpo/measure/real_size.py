@@ -6,10 +6,8 @@ it faster: schedule.num_steps=2 method.plan.last_step=1, model.frames=17, bench.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,13 +15,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.denoise import Denoised
+from flash_grpo.algorithm.experts import experts_of
+from flash_grpo.measure.stopwatch import digits, forget_peak, peak_gigabytes, seconds
 from flash_grpo.run import compose
 from flash_grpo.run.build import device, prepare_trainer
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.rollouts import joined_rollouts
 from flash_grpo.training.trainer import Trainer
-
-LINUX = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,11 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """
     trainer = prepare_trainer(_without_files(cfg), Ranks(device(cfg)))
     policy, where = trainer.policy, trainer.ranks.device
-    phases, sizes = _phases(trainer, cfg.bench.batch)
+    phases, sizes, ratios = _phases(trainer, cfg.bench.batch)
     measured = {name: _measured(phase, where, cfg.bench.repeats) for name, phase in phases.items()}
     wan: Any = policy
-    frozen = [parameter for parameter in wan.transformer.parameters() if not parameter.requires_grad]
+    parameters = [parameter for transformer in wan.transformers.values() for parameter in transformer.parameters()]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     return {
         "model": cfg.model.path,
         "weights": "random",
@@ -55,17 +54,22 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "transitions": sizes["transitions"],
         "parameters": sum(parameter.numel() for parameter in frozen),
         "trainable": sum(parameter.numel() for parameter in policy.trainable().values()),
-        "tflop_per_forward": _digits(policy.flops.forward / 1e12),
-        "tflop_per_backward": _digits((policy.flops.backward + policy.flops.recompute) / 1e12),
+        "tflop_per_forward": digits(policy.flops.forward / 1e12),
+        "tflop_per_backward": digits((policy.flops.backward + policy.flops.recompute) / 1e12),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "dtype": cfg.model.dtype,
+        "attention": cfg.model.attention,
+        "compile": cfg.model.compile,
         "torch": torch.__version__,
+        "ratio_drift": float((ratios[0] - 1).abs().max()),
         "phases": measured,
     }
 
 
-def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, int]]:
-    """Return the phases of an iteration of at most `count` rollouts, by name, and its counts of rollouts and transitions."""
+def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, int], list[torch.Tensor]]:
+    """Return the phases of an iteration of at most `count` rollouts, by name; its counts of rollouts and transitions; and a
+    list to which each update adds its ratios of new to old policy, first those before any update.
+    """
     policy, maker = trainer.policy, trainer.rollouts
     batch = trainer.batch(1).rows(torch.arange(count))
     routes = [(route, policy.encode(route.batch.text)) for route in maker.routes(batch)]
@@ -80,20 +84,23 @@ def _phases(trainer: Trainer, count: int) -> tuple[dict[str, Phase], dict[str, i
     video_BFHWC, condition_BMD = rollouts.video_BFHWC, rollouts.condition_BMD
     steps = trainer.updater.steps(rollouts, torch.ones(batch.num_prompts, batch.group_size))
 
-    def update() -> None:
-        list(trainer.updater.backward(steps, condition_BMD, torch.ones(len(steps)), len(steps), "measured "))
-        trainer.journal.done.clear()
-        trainer.updater.apply_gradients()
+    ratios = list[torch.Tensor]()
 
-    forward = policy.evaluations_per_velocity * policy.flops.forward
-    backward = policy.evaluations_per_velocity * (policy.flops.backward + policy.flops.recompute)
+    def update() -> None:
+        terms = trainer.updater.backward(steps, condition_BMD, torch.ones(len(steps)), len(steps), "measured ")
+        ratios.append(torch.cat([term.ratio_N for term in terms]))
+        trainer.journal.done.clear()
+        trainer.updater.stepper.apply_gradients(torch.ones(len(experts_of(policy))))
+
+    forward, trained = policy.evaluations_per_velocity, trainer.updater.replayer.policy.evaluations_per_velocity
+    of_update = trained * (policy.flops.forward + policy.flops.backward + policy.flops.recompute)
     phases = {
-        "rollout": Phase(rollout, sum(made.velocities for made in denoised) * forward),
+        "rollout": Phase(rollout, sum(made.velocities for made in denoised) * forward * policy.flops.forward),
         "decode": Phase(lambda: policy.decode(latent_BCFHW), len(batch) * policy.flops.decode),
         "reward": Phase(lambda: maker.reward(video_BFHWC, batch.text)),
-        "update": Phase(update, len(steps.taken.x_SCFHW) * (forward + backward)),
+        "update": Phase(update, len(steps.taken.x_SCFHW) * of_update),
     }
-    return phases, {"batch": len(batch), "transitions": len(steps)}
+    return phases, {"batch": len(batch), "transitions": len(steps)}, ratios
 
 
 def _without_files(cfg: DictConfig) -> DictConfig:
@@ -112,43 +119,10 @@ def _without_files(cfg: DictConfig) -> DictConfig:
 def _measured(phase: Phase, where: torch.device, repeats: int) -> dict[str, Any]:
     gpu = where.type == "cuda"
     phase.run()
-    _forget_peak(gpu)
-    seconds = median(_seconds(phase.run, gpu) for _ in range(repeats))
+    forget_peak(gpu)
+    took = median(seconds(phase.run, gpu) for _ in range(repeats))
     return {
-        "seconds": _digits(seconds),
-        "peak_gigabytes": _peak_gigabytes(gpu),
-        "tflop_per_second": _digits(phase.flops / seconds / 1e12) if phase.flops else None,
+        "seconds": digits(took),
+        "peak_gigabytes": peak_gigabytes(gpu),
+        "tflop_per_second": digits(phase.flops / took / 1e12) if phase.flops else None,
     }
-
-
-def _forget_peak(gpu: bool) -> None:
-    """Start a new measurement of peak memory."""
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    elif LINUX.is_dir():
-        (LINUX / "clear_refs").write_text("5")  # see proc(5): resets VmHWM
-
-
-def _peak_gigabytes(gpu: bool) -> float | None:
-    """Return the peak memory in GB: of tensors on a GPU, of the whole process on a CPU; None if the system has no number."""
-    if gpu:
-        return _digits(torch.cuda.max_memory_allocated() / 1e9)
-    if not LINUX.is_dir():
-        return None
-    status = dict(line.split(":", 1) for line in (LINUX / "status").read_text().splitlines())
-    return _digits(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
-
-
-def _seconds(run: Callable[[], object], gpu: bool) -> float:
-    if gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _digits(value: float) -> float:
-    """Round to four significant digits."""
-    return float(f"{value:.4g}")

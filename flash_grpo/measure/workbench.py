@@ -11,18 +11,18 @@ from tqdm import tqdm
 
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.method import Method
-from flash_grpo.algorithm.noise import noise_keys
 from flash_grpo.algorithm.plans import OneStep
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.sde import ode_step, rectification_factor
 from flash_grpo.algorithm.types import Rollouts
 from flash_grpo.algorithm.weighting import inverse_lambda, uniform
+from flash_grpo.measure.sources import SOURCES, group_correlation, rewards_by_seeds
 from flash_grpo.run import compose
 from flash_grpo.run.build import build
+from flash_grpo.run.targets import check_tree
 from flash_grpo.training.iteration_record import over_ranks
 from flash_grpo.training.trainer import Trainer
 
-SOURCES = ("step", "initial_noise", "sde_noise")  # sources of randomness in a one-step rollout
 HALF = 10  # weights are divided by their mean over steps 0-9, so that both weightings have the same scale
 
 
@@ -75,7 +75,7 @@ class Workbench:
             first_PG = one_step_rewards(self.trainer, 1 + repeat, dict.fromkeys(SOURCES, 0))
             for index, source in enumerate(SOURCES):
                 seeds = {other: 0 if other == source else 1 + index for other in SOURCES}
-                value = _group_correlation(first_PG, one_step_rewards(self.trainer, 1 + repeat, seeds))
+                value = group_correlation(first_PG, one_step_rewards(self.trainer, 1 + repeat, seeds))
                 measurements.append(
                     {
                         "quantity": "variance_share",
@@ -118,6 +118,7 @@ class Workbench:
         """Yield the methods of the ablation sweep with their names."""
         for ablation in self.cfg.measure.ablations:
             method = build(compose.composed([f"ablations={ablation}"]).method, "method")
+            check_tree(method, self.trainer.layout, len(self.trainer.schedule))
             yield method.name, method
 
     def _rollouts(self, method: Method, iteration: int) -> tuple[Rollouts, torch.Tensor]:
@@ -141,14 +142,7 @@ def ascent(trainer: Trainer, rollouts: Rollouts, advantage_PG: torch.Tensor, wei
 
 def one_step_rewards(trainer: Trainer, iteration: int, seeds: Mapping[str, int]) -> torch.Tensor:
     """Return rewards [P, G] of one-step rollouts whose steps differ; `seeds` has one seed for each of SOURCES."""
-    batch = trainer.batch(iteration)
-    plan = OneStep(first_step=0, last_step=9, shared_by="rollout")
-    rollouts = trainer.rollouts.by_keys(
-        batch,
-        mask_BT=plan(batch, len(trainer.schedule), seeds["step"]),
-        keys=noise_keys(batch, seeds["initial_noise"], "independent", sde_seed=seeds["sde_noise"]),
-    )
-    return over_ranks(trainer.ranks, batch, trainer.rollouts.reward(rollouts.video_BFHWC, batch.text).total_B)
+    return rewards_by_seeds(trainer, iteration, seeds, OneStep(first_step=0, last_step=9, shared_by="rollout"))
 
 
 def exact_gradient(trainer: Trainer, noises: int, label: str) -> torch.Tensor:
@@ -159,7 +153,7 @@ def exact_gradient(trainer: Trainer, noises: int, label: str) -> torch.Tensor:
     """
     texts, policy = trainer.prompts.test, trainer.policy
     for index in tqdm(range(noises), desc=f"exact gradient {label}", disable=None):
-        noise = torch.stack([keyed.normal(policy.latent_shape, trainer.seed, "exact", t, index) for t in texts])
+        noise = keyed.normals(policy.latent_shape, [(trainer.seed, "exact", t, index) for t in texts])
         (_differentiable_reward(trainer, noise, texts).mean() / noises).backward()
     return _taken_gradient(policy)
 
@@ -173,13 +167,6 @@ def _differentiable_reward(trainer: Trainer, x_BCFHW: torch.Tensor, texts: tuple
         velocity_BCFHW = policy.velocity(x_BCFHW, timestep.expand(len(x_BCFHW)), condition_BMD)
         x_BCFHW = ode_step(x_BCFHW, velocity_BCFHW, schedule.dt_T[step])
     return reward.score(policy.codec.decode(x_BCFHW).clamp(0, 1), texts)["total"]
-
-
-def _group_correlation(first_PG: torch.Tensor, second_PG: torch.Tensor) -> float:
-    """Return the correlation of two sets of rewards within their groups, over all groups together."""
-    first_PG, second_PG = (reward_PG - reward_PG.mean(1, keepdim=True) for reward_PG in (first_PG, second_PG))
-    scale = float(first_PG.square().mean() + second_PG.square().mean()) / 2
-    return float(first_PG.mul(second_PG).mean()) / scale
 
 
 def _taken_gradient(policy: Policy) -> torch.Tensor:

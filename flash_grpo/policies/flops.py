@@ -1,6 +1,7 @@
 """Count the FLOPs of Wan's transformer and decoder on torch's meta device, which takes neither memory nor time."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -22,18 +23,19 @@ def unit_flops(
     text_tokens: int,
     lora: Mapping[str, Any] | None = None,
     gradient_checkpointing: bool = False,
+    token_timesteps: bool = False,
 ) -> UnitFlops:
     """Return the FLOPs of each kind of work on one sample.
 
     transformer: before adapters are added; only its configuration is read. codec: the decoder, `WanVideoDecoder` or one with
-    its two calls. latent_shape: (C, F, H, W). lora: the adapters' settings, see `lora.add_lora`; None trains every weight. A
-    transformer's blocks are alike, so one of one block and one of two are counted.
+    its two calls. latent_shape: (C, F, H, W). lora: the adapters' settings, see `lora.add_lora`; None trains every weight.
+    token_timesteps: whether each token has a timestep of its own. A transformer's blocks are alike, so one of one block and
+    one of two are counted.
     """
     config = transformer.config
-    one, two = (
-        _passes({**config, "num_layers": layers}, latent_shape, text_tokens, lora, gradient_checkpointing)
-        for layers in (1, 2)
-    )
+    tokens = prod(size // patch for size, patch in zip(latent_shape[1:], config["patch_size"], strict=True))
+    sizes = (1, *latent_shape), (1, tokens) if token_timesteps else (1,), (1, text_tokens, config["text_dim"])
+    one, two = (_passes({**config, "num_layers": layers}, sizes, lora, gradient_checkpointing) for layers in (1, 2))
     blocks = config["num_layers"] - 1
     forward, backward, recompute = (first + blocks * (second - first) for first, second in zip(one, two, strict=True))
     return UnitFlops(forward=forward, backward=backward, recompute=recompute, decode=decode_flops(codec, latent_shape))
@@ -60,16 +62,16 @@ def decode_flops(codec: Any, latent_shape: tuple[int, ...]) -> float:
 @torch.enable_grad()
 def _passes(
     config: Mapping[str, Any],
-    latent_shape: tuple[int, ...],
-    text_tokens: int,
+    sizes: tuple[tuple[int, ...], ...],
     lora: Mapping[str, Any] | None,
     gradient_checkpointing: bool,
 ) -> Passes:
+    """Return the FLOPs of a transformer of this configuration. sizes: of its three inputs."""
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(config)
         if lora:
             add_lora(transformer, **lora)
-        inputs = torch.zeros(1, *latent_shape), torch.zeros(1), torch.zeros(1, text_tokens, config["text_dim"])
+        inputs = [torch.zeros(size) for size in sizes]
     forward = _counted(lambda: transformer(*inputs, return_dict=False))
     plain = _counted(lambda: transformer(*inputs, return_dict=False)[0].sum().backward()) - forward
     if not gradient_checkpointing:

@@ -2,9 +2,12 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import WanTransformer3DModel
+
+if TYPE_CHECKING:  # a plan reads the settings of a model without the seconds that this import takes
+    from diffusers import WanTransformer3DModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,16 +25,13 @@ class Precision:
 
     def forward(
         self,
-        transformer: WanTransformer3DModel,
+        transformer: "WanTransformer3DModel",
         x_BCFHW: torch.Tensor,
-        timestep_B: torch.Tensor,
+        timestep: torch.Tensor,
         condition_BMD: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the float32 velocity [B, C, F, H, W].
-
-        `timestep_B` must be 1-D: Wan takes a 2-D one for timesteps per token.
-        """
-        inputs = x_BCFHW.to(self.held), timestep_B.to(x_BCFHW.device), condition_BMD.to(self.held)
+        """Return the float32 velocity [B, C, F, H, W]. timestep: [B], or [B, tokens] of a model that takes one for each."""
+        inputs = x_BCFHW.to(self.held), timestep.to(x_BCFHW.device), condition_BMD.to(self.held)
         with torch.autocast(self.device_type, self.compute) if self.held != self.compute else nullcontext():
             return transformer(*inputs, return_dict=False)[0].float()
 

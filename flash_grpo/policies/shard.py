@@ -25,10 +25,15 @@ def shard_frozen(transformer: WanTransformer3DModel, device: torch.device) -> bo
     if not dist.is_initialized() or dist.get_world_size() == 1:
         transformer.to(device)
         return False
+    shard_over_all(transformer, device)
+    return True
+
+
+def shard_over_all(transformer: WanTransformer3DModel, device: torch.device) -> None:
+    """Shard the frozen weights over the process group's ranks, also where it has only one."""
     adapters = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
     for adapter in adapters:  # FSDP moves only what it shards
         adapter.data = adapter.data.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*transformer.blocks, transformer):  # the last call shards what belongs to no block
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
-    return True

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from flash_grpo.policies.source import fingerprint
+from flash_grpo.policies.weights import variant_of
 
 IN_MEMORY = 1024  # embeddings of the latest texts, on the CPU; at most 4 MB each
 
@@ -92,7 +93,10 @@ class TextConditions:
     def _encoder_on_device(self) -> UMT5EncoderModel:
         if self._encoder is None:
             self._encoder = UMT5EncoderModel.from_pretrained(
-                self._folder, subfolder="text_encoder", dtype=self._dtype
+                self._folder,
+                subfolder="text_encoder",
+                dtype=self._dtype,
+                variant=variant_of(self._folder, "text_encoder"),
             ).eval()
         return self._encoder.to(self._device)
 

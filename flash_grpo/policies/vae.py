@@ -20,7 +20,10 @@ class WanVideoDecoder:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, F, H, W) of the latent of a video of these sizes; ValueError if they do not divide."""
-        group, scale = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
+        group, scale = (
+            self.vae.config.scale_factor_temporal,
+            self.vae.config.scale_factor_spatial,
+        )  # 16 in Wan2.2-TI2V-5B
         if (frames - 1) % group or height % (2 * scale) or width % (2 * scale):
             raise ValueError(
                 f"model.frames={frames}, height={height}, width={width}: frames must be 1 + a multiple of {group}, "

@@ -15,6 +15,8 @@ from flash_grpo.records.schema import FORMAT, TIME, EvalRecord, FailureRecord, I
 from flash_grpo.records.slurm_job import SlurmJob
 
 MANIFEST, RECORDS = "run.json", "records.jsonl"
+SMALL_VIDEOS = ("samples/start", "samples/end")  # folders of animations, of the first and the last evaluation
+SMALL_VIDEO, SMALL_VIDEOS_PROMPTS = "{:02d}.webp", "prompts.json"  # in them: an animation for each prompt of the list
 RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord, "failure": FailureRecord}
 PROGRESS = ("iteration", "evaluation")  # kinds of records that tell how far a run came, and at what cost
 ALWAYS = ("iteration", "cost", "evaluation_seconds")  # of PROGRESS, in every version; other keys may be missing

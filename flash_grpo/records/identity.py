@@ -28,14 +28,21 @@ SETTINGS = (
     Setting(key="runs_root", reason="where the run lies"),
     Setting(key="run_name", reason="where the run lies"),
     Setting(key="detach", reason="how the sweep is launched", in_arm=True),
+    Setting(key="plan", reason="asks what the run would cost; nothing runs", in_arm=True),
+    Setting(key="preflight", reason="asks whether the run would work; no run is started", in_arm=True),
+    Setting(key="planning", reason="read by plan=true alone", in_arm=True),
+    Setting(key="track", reason="how the sweep is watched"),
     Setting(key="budget", reason="how far the run goes; a larger one continues it"),
+    Setting(key="stop_when", reason="how far the run goes; without it a run that it stopped goes on"),
     Setting(key="checkpoint", reason="how often it is saved"),
     Setting(key="measure", reason="read by flash_grpo.mechanism alone", in_arm=True),
+    Setting(key="diagnose", reason="read by flash_grpo.diagnose alone", in_arm=True),
     Setting(key="server", reason="read by flash_grpo.serve alone", in_arm=True),
     Setting(key="bench", reason="read by flash_grpo.bench alone", in_arm=True),
     Setting(key="rollout.batch", reason="how much is computed at once"),
     Setting(key="training.batch", reason="how much is computed at once"),
     Setting(key="evaluation.sampler.batch", reason="how much is computed at once"),
+    Setting(key="evaluation.held_out", reason="trains nothing, but records go on with it", identity=True, in_name=True),
     Setting(
         key="prompts.train", reason="where the texts lie; the texts have a hash of their own", in_name=True, in_arm=True
     ),
@@ -53,6 +60,17 @@ SETTINGS = (
     ),
     Setting(key="slurm", reason="resources, which only the launcher reads", identity=True),
 )
+ADDED: dict[str, object] = {
+    "rollout.train_fraction": 1.0,
+    "method.tree": None,
+    "rollout.guidance": None,
+    "training.guidance": None,
+    "evaluation.guidance": None,
+    "optim.lora.init_from": None,
+    "optim.lora.kl_base": "model",
+}
+"""Keys that configurations of earlier versions lack, each with the value that means what those versions did."""
+
 # groups left out of the name, because the method's name and the keys that a sweep sets say which option was chosen
 CHOICES_IN_NAME = ("sweeps", "method", "ablations")
 AT_ONCE = tuple(setting.key for setting in SETTINGS if setting.reason == "how much is computed at once")
@@ -83,6 +101,11 @@ def is_identity(key: str) -> bool:
     return setting is None or setting.identity
 
 
+def is_as_before(key: str, value: object) -> bool:
+    """Return True if the value means what runs did before this key existed, so that their configurations are equal to it."""
+    return key in ADDED and ADDED[key] == value
+
+
 def is_in_name(key: str) -> bool:
     """Return True if this setting appears in the run's name when the command line sets it."""
     if key.split(".")[0] == "hydra" or key in CHOICES_IN_NAME:
@@ -99,7 +122,7 @@ def is_in_arm(key: str) -> bool:
 
 def is_of_servers(key: str) -> bool:
     """Return True if this setting says where a reward is computed."""
-    return key.startswith("reward.") and key.rpartition(".")[2] in SERVERS
+    return key.startswith(("reward.", "evaluation.held_out.")) and key.rpartition(".")[2] in SERVERS
 
 
 def comparable(key: str, value: object) -> object:
@@ -121,6 +144,8 @@ def directory_name(key: str, value: object) -> None:
     why = ""
     if value is None or not name:
         why = "must not be empty"
+    elif not isinstance(value, str | int | float):
+        why = "must be one name, not a section or a list"
     elif "/" in name or name.startswith("."):
         why = "must be the name of a directory, without a / and not beginning with a dot"
     elif not name.isprintable():

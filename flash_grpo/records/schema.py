@@ -7,6 +7,7 @@ apart by `kind`), `checkpoints/` and `samples/`. Every field below is documented
 from dataclasses import dataclass, field
 from typing import Any
 
+from flash_grpo.records.billed import Bill
 from flash_grpo.records.slurm_job import SlurmJob
 
 FORMAT = 2  # of a run directory: 2 since checkpoints hold a state per component; records of every format can be read
@@ -84,6 +85,8 @@ class IterationRecord:
     approx_kl: mean of r - 1 - log r. base_kl: mean KL(policy || base) per latent element (0 where kl_weight is 0).
     loss: mean over N of the target's loss + kl_weight x base_kl.
     gradient_norm: l2 norm before clipping, mean over the iteration's optimizer steps. lr: of the last optimizer step.
+    expert_shares: share of N that each transformer of a model of several computes, by name; {} of a model that has one.
+    expert_gradient_norms: gradient_norm of each of them, mean over the optimizer steps that trained it.
     """
 
     kind: str = "iteration"
@@ -111,6 +114,8 @@ class IterationRecord:
     loss: float
     gradient_norm: float
     lr: float
+    expert_shares: dict[str, float] = field(default_factory=dict)
+    expert_gradient_norms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +131,9 @@ class EvalRecord:
     there is only one video per prompt.
     base_distance: mean over videos of the mean squared difference of the velocity from the base model's, at one state of each
     video's denoising, drawn by key.
+    held_out, held_out_sem, held_out_parts, held_out_prompts: as reward_mean, reward_sem, reward_parts and prompt_rewards, of
+    the reward that never trains (`evaluation.held_out`) on the same videos; None or empty if there is no such reward.
+    flags: the guards that hold at this evaluation, see `records.guards`; by the thresholds of `stop_when`, or the usual ones.
     """
 
     kind: str = "evaluation"
@@ -140,6 +148,11 @@ class EvalRecord:
     n: int
     diversity: float | None = None
     base_distance: float | None = None
+    held_out: float | None = None
+    held_out_sem: float | None = None
+    held_out_parts: dict[str, float] = field(default_factory=dict)
+    held_out_prompts: dict[str, float] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,36 +193,15 @@ class ProgramStart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BilledStart:
-    """One start of a Slurm job, as Slurm charges it.
+class BestCheckpoint:
+    """The checkpoint that a run keeps beside its newest ones.
 
-    job: Slurm's name of the job. state: Slurm's word for how the start ended. start: when it began, UTC.
-    seconds: elapsed wall seconds. devices: GPUs allocated; without GPUs the number of ranks.
+    iteration: that of the checkpoint. by: the value that is largest there, `checkpoint.best_by`. value: of that evaluation.
     """
 
-    job: str
-    state: str
-    start: str
-    seconds: int
-    devices: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bill:
-    """What Slurm charges for a run, over all its jobs and all their starts, requeued, failed and cancelled ones too.
-
-    starts: oldest first. device_seconds: sum over starts of seconds x devices.
-    useful_device_seconds: cost.device_seconds + evaluation_seconds - cost.server_seconds of the last record. Capped at
-      device_seconds, since part of the run may have been done outside Slurm, and several CPU threads can use more CPU
-      seconds than the wall seconds that Slurm counts.
-    lost_device_seconds: the difference: starting up, saving, waiting, and work done twice; on a CPU also the time in which
-      the process had no core.
-    """
-
-    starts: list[BilledStart] = field(default_factory=list)
-    device_seconds: float = 0
-    useful_device_seconds: float = 0
-    lost_device_seconds: float = 0
+    iteration: int
+    by: str
+    value: float
 
 
 @dataclass(kw_only=True)
@@ -221,11 +213,14 @@ class RunManifest:
     model: its path, or the name of a class of a user's own.
     config: the resolved configuration; config_hash: sha256 of what may not change on resuming (see `identity`).
     schedule: the sigma grid and std per step as used; schedule_hash: their sha256. prompts_hash: of all texts.
+    adapters_hash: of the files of `optim.lora.init_from`, None without any.
     git: commit and dirty flag, None outside a checkout. packages: versions. hardware: device name, count, threads, host cores.
     world_size: number of ranks.
-    status: running, completed or failed. reason: one line that says why the run failed or stopped. traceback: of the
+    status: running, completed or failed. reason: one line that says why the run failed or stopped, also if a guard completed
+        it before its budget was spent (`stop_when`). traceback: of the
         exception that made it fail, on the first rank that failed.
     starts: oldest first. bill: written when no job of the run waits or runs; None before that and without Slurm.
+    best: the checkpoint of the best evaluation; None if `checkpoint.best_by` is null.
     """
 
     run_name: str
@@ -248,3 +243,5 @@ class RunManifest:
     traceback: str = ""
     starts: list[ProgramStart] = field(default_factory=list)
     bill: Bill | None = None
+    best: BestCheckpoint | None = None
+    adapters_hash: str | None = None

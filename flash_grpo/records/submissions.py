@@ -102,16 +102,28 @@ def append_submitted(folder: Path, runs: list[SubmittedRun]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What is asked of Slurm for every job of a sweep; written to `<study>/.submitit/<job or array>.json`.
+
+    folder: submitit's for a job, with %j for the job's id. python: the command that starts a rank's interpreter.
+    parameters: submitit's, by its own names.
+    """
+
+    folder: str
+    python: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Intended:
     """What is about to be submitted: `<study>/.submitit/intended.json`, from before sbatch until jobs.jsonl has the jobs.
 
     If the file is left over, its launcher has died in between, and Slurm may have jobs that jobs.jsonl does not list.
-    time: seconds since 1970. request: what is asked of Slurm, as in `<array>.json`. runs: in the order of the array's
-    elements; their job_id and folder are ''.
+    time: seconds since 1970. runs: in the order of the array's elements; their job_id and folder are ''.
     """
 
     time: float
-    request: dict[str, Any]
+    request: JobRequest
     runs: list[SubmittedRun]
 
 

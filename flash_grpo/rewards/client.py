@@ -31,11 +31,12 @@ class RemoteReward:
 
     `ask` returns at once: the servers score while the next rollouts are made.
 
-    urls: of the servers. Requests go to them in turn, all servers at the same time; each rank begins with another server.
-    All must serve the same reward: ValueError if two that answer now do not, and later only the first one's kind is believed.
+    urls: of the servers. Requests go to them in turn, and all servers work at the same time; each rank begins with another
+    server. All must serve the same reward: ValueError if two servers that answer now do not. Later a score of another kind than
+    the first is taken for a wrong answer.
     batch: videos in one request (raw frames, 97 MB each at 480 x 832 x 81). timeout: seconds for one answer.
-    give_up_after: seconds without an answer of any server after which scores raise RewardError. max_wait: seconds after which
-    they do so however busy the servers are.
+    give_up_after: seconds without an answer of any server after which a request fails with RewardError. max_wait: seconds
+    after which it fails even if the servers are only busy.
     If a server requires a token, it is FLASH_GRPO_REWARD_TOKEN of the environment. Proxies are not used.
     """
 
@@ -75,7 +76,7 @@ class RemoteReward:
         return AskedServers(requests)
 
     def _look(self) -> None:
-        """Say so if no server answers yet; ValueError if those that do serve different rewards."""
+        """Log a warning if no server answers yet; ValueError if the servers that answer serve different rewards."""
         found = [
             lane.apply_async(_health, (self._client, url)) for lane, url in zip(self._lanes, self._urls, strict=True)
         ]
@@ -95,7 +96,7 @@ class RemoteReward:
             )
 
     def _scored(self, first: int, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Return the scores of the first server that has some. first: index of the server to try first."""
+        """Return the scores of the first server that answers. first: index of the server to try first."""
         request = Request(itertools.cycle(self._urls[first:] + self._urls[:first]), text)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, Again)),
@@ -130,7 +131,7 @@ class RemoteReward:
             raise self._refused(request, url, f"wrong answer: {error}") from error
 
     def _accepted(self, said: bytes, text: tuple[str, ...]) -> Scores:
-        """Return the scores of an answer; ValueError or RewardError if they are none, or of another kind than the first."""
+        """Return the scores in an answer; ValueError or RewardError if it holds no scores, or scores of another kind."""
         scores = checked_scores(unpacked_scores(said), text, "its answer")
         if refusal := self._kinds.setdefault("first", Kind.of(scores)).refusal(Kind.of(scores)):
             raise RewardError(refusal)
@@ -169,7 +170,7 @@ class AskedServers:
 
 
 def _health(client: httpx.Client, url: str) -> "tuple[str, ...] | Exception":
-    """Return what the server says that it serves, () if nothing, or why it does not answer."""
+    """Return what the server says of the reward that it serves, () if it says nothing; the error if it does not answer."""
     try:
         said = _answer(client, "GET", f"{url}/health", timeout=LOOK_S)[1]
     except (httpx.TransportError, Again) as error:

@@ -87,7 +87,7 @@ class HPSv3:
 
 
 def ranknet(width: int) -> nn.Sequential:
-    """Make HPSv3's head: mean and spread of a score from a hidden state. The identity stands where training has dropout."""
+    """Make HPSv3's head: mean and spread of a score from a hidden state. An identity stands for each dropout of training."""
     return nn.Sequential(
         nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
     )

@@ -1,9 +1,9 @@
-"""Take in the bodies of requests: in bounded memory, and so that a sender who stalls stands in nobody's way.
+"""Receive the bodies of requests in bounded memory, so that a stalled sender does not keep others waiting.
 
 uvicorn has no time-out for reading, so `ImpatientProtocol` adds one to its h11 protocol. `Intake` counts the bytes that have
-arrived, not those that are announced: who announces much and sends little holds little. A body that stalls is dropped as soon
-as another needs its memory. Bodies lie in anonymous mappings, which take memory only where they are written and give it back
-when they are dropped; heap memory may do neither.
+arrived, not those that are announced: a sender that announces much and sends little takes little of the memory. A stalled body
+is dropped as soon as another body needs its memory. Bodies are anonymous mappings, which take memory only where they are
+written and give it back when they are dropped; heap memory may do neither.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PROGRESS = 2**16  # bytes: who sends fewer in a stretch of time stalls
-STALLED_S = 1.0  # a body without progress for so long gives way to others
+PROGRESS = 2**16  # bytes: a sender has stalled if it sends fewer in STALLED_S, or in the patience of the protocol
+STALLED_S = 1.0  # a body without progress for this long may be dropped for another
 
 
 class NoRoom(Exception):
@@ -61,7 +61,7 @@ class Intake:
         self._held: set[Body] = set()
 
     def has_room(self, length: int) -> bool:
-        """Return True if `length` bytes fit in; drop bodies that stall if they must give way for that, the longest first."""
+        """Return True if `length` more bytes fit in; if they do not, first drop stalled bodies, the longest stalled first."""
         excess = sum(body.received for body in self._held) + length - self.max_bytes
         if excess <= 0:
             return True
@@ -88,13 +88,16 @@ class Intake:
             body.drop()
 
     async def read(self, body: Body, request: Request) -> None:
-        """Read the request's body to its end. NoRoom if it does not fit in any more, ClientDisconnect if it stops coming."""
+        """Read the request's body to its end. NoRoom if memory runs out, ClientDisconnect if the sender goes."""
         more = True
         while more:
             more = self._put(body, await request.receive())
 
     def _put(self, body: Body, message: Message) -> bool:
-        """Append a piece of the body; return True if more comes. No frame keeps the piece, as `request.stream` does."""
+        """Append a piece of the body and return True if more comes.
+
+        No variable keeps the piece in memory while the next one is awaited; one of `request.stream` would.
+        """
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
@@ -105,9 +108,9 @@ class Intake:
 
 
 class ImpatientProtocol(H11Protocol):
-    """Close a connection that owes the rest of a request, header or body, and sends fewer than PROGRESS bytes in `patience_s`.
+    """Close a connection that owes the rest of a request, header or body, if fewer than PROGRESS bytes come in `patience_s`.
 
-    This holds too while uvicorn discards the body of a request that was answered early.
+    The time-out also applies while uvicorn discards the body of a request that was answered early.
     """
 
     def __init__(self, *args: Any, patience_s: float, **more: Any):

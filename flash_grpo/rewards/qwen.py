@@ -66,7 +66,7 @@ def conversation(
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Load a checkpoint with transformers 4.45's names; ValueError if it is another model's. file: for the message."""
+    """Load a checkpoint with transformers 4.45's names; ValueError if the names or shapes do not fit. file: for the message."""
     state = {_renamed(name): value for name, value in state.items() if not name.startswith("lm_head.")}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -141,9 +141,9 @@ class VideoAlign:
 
 
 def _paired(images: BatchFeature) -> BatchFeature:
-    """Return a video's patches, made of those of its frames.
+    """Return a video's patches, made from the patches of its frames.
 
-    The image processor doubles each frame; here two frames that follow each other take the two halves of a patch.
+    A patch holds two frames. The image processor fills both halves with the same frame; here two consecutive frames fill them.
     """
     frames, (_, height, width) = len(images.image_grid_thw), images.image_grid_thw[0].tolist()
     patch_FNC2P = images.pixel_values.reshape(frames, height * width, 3, 2, -1)

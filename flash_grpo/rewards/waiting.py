@@ -1,4 +1,4 @@
-"""Decide how long a request waits for reward servers, and say on the console who is waited for."""
+"""Decide how long a request waits for reward servers, and log which servers it waits for."""
 
 import logging
 import random
@@ -32,8 +32,9 @@ class Refused(Again):
 class Request:
     """The state of one request between its tries.
 
-    urls: of the servers to try, without end. text: of the B videos. begun: time.monotonic() of its first try. heard: of the
-    last sign of a working server. was_busy: a server has answered that it is busy. refused_by: servers that rejected it.
+    urls: the servers to try, in turn and without end. text: of the B videos. begun: time.monotonic() of the first try.
+    heard: time.monotonic() of the last sign of a working server. was_busy: True once a server has answered that it is busy.
+    refused_by: the servers that rejected the request.
     """
 
     urls: Iterator[str]
@@ -46,9 +47,10 @@ class Request:
 
 @dataclass
 class Waiting:
-    """The bounds of waiting of all requests of a client.
+    """How long each request of a client waits.
 
-    give_up_after: seconds without an answer of any server. max_wait: seconds of one request in all. servers: for messages.
+    give_up_after: seconds without an answer of any server. max_wait: seconds of one request, all its tries together.
+    servers: their addresses, for messages.
     """
 
     give_up_after: float
@@ -62,7 +64,7 @@ class Waiting:
         self._said: set[str] = set()
 
     def bound(self, request: Request) -> tuple[float, str]:
-        """Return when the request gives up, monotonic, and the setting that says so."""
+        """Return the time.monotonic() at which the request gives up, and the setting that decides it, as KEY=VALUE."""
         silent = request.heard + self.give_up_after, f"reward.give_up_after={self.give_up_after:g}"
         return min(silent, (request.begun + self.max_wait, f"reward.max_wait={self.max_wait:g}"))
 
@@ -70,7 +72,10 @@ class Waiting:
         return time.monotonic() > self.bound(request)[0]
 
     def say(self, request: Request, error: BaseException, pause: float) -> None:
-        """Say who is waited for, and until when, if it was not said lately and the wait is long with the coming pause."""
+        """Log which servers the request waits for, and until when.
+
+        Log nothing within SAID_AGAIN_S of the last such line, or if the wait, the coming pause included, is below SAID_AFTER_S.
+        """
         now = time.monotonic()
         with self._lock:
             if now + pause - request.begun < SAID_AFTER_S or now < self._next_line:
@@ -81,7 +86,7 @@ class Waiting:
         log.warning("waiting for reward server %s until %s (%s): %s", self.servers, clock, setting, reason(error))
 
     def say_once(self, url: str, why: str) -> None:
-        """Say, the first time, that a server rejects requests or answers wrongly, so that others must do its work."""
+        """Log, once for each server, that it rejects requests or answers wrongly; other servers then do its work."""
         with self._lock:
             is_new = url not in self._said
             self._said.add(url)

@@ -47,7 +47,7 @@ def unpacked_request(body: bytes | memoryview) -> tuple[torch.Tensor, tuple[str,
 
 
 def _header(body: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Return what safetensors' header says of each tensor, and their data; ValueError if it is not such a header."""
+    """Return each tensor's entry in the safetensors header, and the bytes after the header; ValueError if there is none."""
     size = int.from_bytes(body[:8], "little")
     if len(body) < 8 or size > min(MAX_HEADER, len(body) - 8):
         raise ValueError(f"expected safetensors of video and text, with a header of at most {MAX_HEADER} bytes")
@@ -58,7 +58,7 @@ def _header(body: memoryview) -> tuple[dict[str, Any], memoryview]:
 
 
 def _tensor(described: dict[str, Any], data: memoryview, name: str, expected: str) -> torch.Tensor:
-    """Return a view of a uint8 tensor that is not empty; ValueError if it is not there or not such a one."""
+    """Return a view of the uint8 tensor of this name; ValueError if it is missing, empty or of another dtype."""
     entry = described.get(name)
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -102,7 +102,7 @@ def packed_scores(scores: Scores, device_seconds: float, served: Sequence[str]) 
 
 
 def unpacked_scores(answer: bytes) -> Scores:
-    """Return the scores of a server's answer, unchecked but for their form; ValueError in one line if it is another's."""
+    """Return the scores of a server's answer. Only its form is checked; ValueError, in one line, for another form."""
     said = _json(answer, "the answer")
     if not isinstance(said, dict) or not isinstance(said.get("parts"), dict) or not isinstance(said.get("total"), list):
         raise ValueError("the answer: expected a JSON object of total, parts and device_seconds")

@@ -1,16 +1,12 @@
-"""Build a run's objects from its configuration. No other file instantiates what a configuration names."""
+"""Build a run's objects from its configuration, and refuse what does not fit together."""
 
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 from flash_grpo.algorithm import ranges
 from flash_grpo.algorithm.batches import Layout, Prompts
@@ -19,25 +15,35 @@ from flash_grpo.algorithm.paths import Path
 from flash_grpo.algorithm.protocols import Policy, Reward, score_flops
 from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.records.full_disk import FullDiskError
+from flash_grpo.policies.source import INDEX, differences, found
 from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
+from flash_grpo.run.guard import check_guards
+from flash_grpo.run.guidance import check_guidance, guided, is_off_policy
+from flash_grpo.run.making import build, checked
 from flash_grpo.run.settings import ConfigError
 from flash_grpo.run.targets import (
+    HELD_OUT,
     check_arguments,
+    check_held_out,
     check_method,
     check_path,
     check_reward,
     check_solver,
     check_texts,
-    names_a_key,
+    check_train_fraction,
+    check_tree,
 )
+from flash_grpo.run.trained_experts import say_who_is_trained, with_trained_experts
 from flash_grpo.training.anneal import Anneal
 from flash_grpo.training.ema import EMA
+from flash_grpo.training.evaluation import Evaluation
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
 from flash_grpo.training.ranks import Ranks
+from flash_grpo.training.replay import Replayer
 from flash_grpo.training.rollouts import RolloutMaker
+from flash_grpo.training.stepper import Stepper
 from flash_grpo.training.trainer import Trainer
 from flash_grpo.training.update import Updater
 
@@ -46,20 +52,32 @@ log = logging.getLogger(__name__)
 
 def planned(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Prompts, Layout]:
     """Build everything that is not a model: schedule, method, prompts, layout. ConfigError if they do not fit together."""
-    schedule = build(cfg.schedule, "schedule", FlowSchedule)
-    check_arguments(cfg.method.plan, "method.plan")
+    schedule, method, layout = designed(cfg, world_size)
     check_arguments(cfg.reward, "reward")
-    method = build(cfg.method, "method", Method)
-    check_method(method, schedule)
     check_arguments(cfg.model, "model")
-    check_arguments(cfg.rollout.solve, "rollout.solve")
-    check_solver(build(cfg.rollout.solve, "rollout.solve", Callable), schedule)
+    check_guidance(cfg)
+    with_trained_experts(cfg.model, method, schedule)
     prompts = build(cfg.prompts, "prompts", Prompts)
     check_texts(cfg.reward, prompts)
-    shares = {key: value for key, value in cfg.training.items() if key != "batch"}
-    layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
-    check_path(build(cfg.rollout.path, "rollout.path", Path), method, layout, len(schedule))
+    check_held_out(OmegaConf.select(cfg, HELD_OUT), cfg.reward, prompts)
+    check_guards(cfg, prompts)
     return schedule, method, prompts, layout
+
+
+def designed(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, Layout]:
+    """Build what decides how much is computed: schedule, method, layout; no file is read. ConfigError as `planned`."""
+    schedule = build(cfg.schedule, "schedule", FlowSchedule)
+    check_arguments(cfg.method.plan, "method.plan")
+    method = build(cfg.method, "method", Method)
+    check_method(method, schedule)
+    check_train_fraction(cfg.rollout.train_fraction, method)
+    check_arguments(cfg.rollout.solve, "rollout.solve")
+    check_solver(build(cfg.rollout.solve, "rollout.solve", Callable), schedule)
+    shares = {key: value for key, value in cfg.training.items() if key not in ("batch", "guidance")}
+    layout = checked(Layout, **cfg.rollout.layout, **shares, seed=cfg.seed, world_size=world_size)
+    check_tree(method, layout, len(schedule))
+    check_path(build(cfg.rollout.path, "rollout.path", Path), method, layout, len(schedule))
+    return schedule, method, layout
 
 
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
@@ -68,8 +86,14 @@ def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     if ranks.is_main and (warning := tiny_sizes(cfg)):
         log.warning(warning)
     parts = planned(cfg, ranks.world_size)
+    schedule, method, *_ = parts
     reward = build_reward(cfg.reward)
-    policy = build(cfg.model, "model", Policy, device=ranks.device, lora=cfg.optim.lora)
+    model = with_trained_experts(cfg.model, method, schedule)
+    if ranks.is_main:
+        say_who_is_trained(model)
+        for difference in folder_differences(cfg):
+            log.warning(difference)
+    policy = build(model, "model", Policy, device=ranks.device, lora=cfg.optim.lora)
     policy.keep_base()
     return wired(cfg, ranks, policy, reward, parts)
 
@@ -83,7 +107,7 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
     flops = replace(policy.flops, score=score_flops(reward, _video_shape(cfg), _median_text(prompts)))
     meter, journal = Meter(ranks, flops), Journal(ranks, policy.forwards_together)
     rollouts = RolloutMaker(
-        policy=policy,
+        policy=guided(policy, cfg, "rollout"),
         reward=CheckedReward(reward),
         method=method,
         schedule=schedule,
@@ -94,26 +118,11 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
         journal=journal,
         path=build(cfg.rollout.path, "rollout.path", Path),
     )
-    updater = Updater(
-        policy=policy,
-        method=method,
-        schedule=schedule,
-        layout=layout,
-        optimizer=optimizer(cfg.optim.optimizer, list(policy.trainable().values())),
-        ema=checked(EMA, policy.trainable(), **cfg.optim.ema),
-        ranks=ranks,
-        meter=meter,
-        journal=journal,
-        max_gradient_norm=math.inf if cfg.optim.max_gradient_norm is None else cfg.optim.max_gradient_norm,
-        at_once=cfg.training.batch,
-        anneal=build(cfg.optim.anneal, "optim.anneal", Anneal),
-        seed=cfg.seed,
-    )
     return Trainer(
         prompts=prompts,
         layout=layout,
         rollouts=rollouts,
-        updater=updater,
+        updater=_updater(cfg, ranks, policy, layout, rollouts),
         ranks=ranks,
         meter=meter,
         journal=journal,
@@ -121,11 +130,66 @@ def wired(cfg: DictConfig, ranks: Ranks, policy: Policy, reward: Reward, parts: 
     )
 
 
-def build_reward(node: DictConfig) -> Reward:
+def _updater(cfg: DictConfig, ranks: Ranks, policy: Policy, layout: Layout, rollouts: RolloutMaker) -> Updater:
+    """Make what trains on the rollouts; both share policy, method, meter and journal."""
+    replayer = Replayer(
+        policy=guided(policy, cfg, "training"),
+        method=rollouts.method,
+        schedule=rollouts.schedule,
+        meter=rollouts.meter,
+        off_policy=is_off_policy(cfg),
+    )
+    return Updater(
+        replayer=replayer,
+        stepper=_stepper(cfg, ranks, policy, rollouts.meter),
+        layout=layout,
+        ranks=ranks,
+        journal=rollouts.journal,
+        at_once=cfg.training.batch,
+        train_fraction=cfg.rollout.train_fraction,
+        seed=cfg.seed,
+    )
+
+
+def _stepper(cfg: DictConfig, ranks: Ranks, policy: Policy, meter: Meter) -> Stepper:
+    return Stepper(
+        policy=policy,
+        optimizer=optimizer(cfg.optim.optimizer, list(policy.trainable().values())),
+        ema=checked(EMA, policy.trainable(), **cfg.optim.ema),
+        ranks=ranks,
+        meter=meter,
+        max_gradient_norm=math.inf if cfg.optim.max_gradient_norm is None else cfg.optim.max_gradient_norm,
+        anneal=build(cfg.optim.anneal, "optim.anneal", Anneal),
+    )
+
+
+def folder_differences(cfg: DictConfig) -> list[str]:
+    """Return, a line each, what the model's folder says of a pipeline and the run does otherwise: shift, boundary."""
+    if "path" not in cfg.model or cfg.model.get("weights") == "random":
+        return []
+    keys = ("schedule.shift", "evaluation.sampler.schedule.shift")
+    shifts = {key: shift for key in keys if (shift := OmegaConf.select(cfg, key)) is not None}
+    folder = checked(found, cfg.model.path, cfg.model.get("revision"))
+    return checked(differences, folder, cfg.model.get("boundary"), shifts) if (folder / INDEX).is_file() else []
+
+
+def build_reward(node: DictConfig, key: str = "reward") -> Reward:
     """Build a reward; ConfigError as in `build`, and for one that does not take videos and texts."""
-    reward: Reward = build(node, "reward", Callable)
-    check_reward(reward)
+    reward: Reward = build(node, key, Callable)
+    check_reward(reward, key)
     return reward
+
+
+def build_held_out(cfg: DictConfig) -> CheckedReward | None:
+    """Build the reward that evaluation alone asks; None if the configuration has none."""
+    node = OmegaConf.select(cfg, HELD_OUT)
+    return None if node is None else CheckedReward(build_reward(node, HELD_OUT))
+
+
+def build_evaluation(cfg: DictConfig) -> Evaluation:
+    """Build what evaluates the run; ConfigError as in `build`."""
+    evaluation: Evaluation = build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
+    return evaluation
 
 
 def _video_shape(cfg: DictConfig) -> tuple[int, ...]:
@@ -167,47 +231,3 @@ def optimizer(node: DictConfig, parameters: list[torch.nn.Parameter]) -> torch.o
     if group.get("maximize"):
         raise ConfigError(f"{key}.maximize=true: would train away from the reward; leave it out")
     return made
-
-
-def build(node: DictConfig, key: str, kind: Any = object, **more: Any) -> Any:
-    """Instantiate a node of the configuration; whatever making the object raises becomes a ConfigError.
-
-    key: the node's dotted name, for the message. kind: what the object must be. more: further arguments.
-    """
-    try:
-        made = _plain(instantiate(node, **more))
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: must be given") from error
-    except Exception as error:  # of the object, as the cause of an InstantiationException, or Hydra's about the node
-        raise ConfigError(_why_not_made(error, key)) from error
-    if not isinstance(made, kind):
-        raise ConfigError(f"{key}._target_={node._target_}: makes {type(made).__name__}, not {kind.__name__}")
-    return made
-
-
-def _why_not_made(error: Exception, key: str) -> str:
-    """Return, in one line with the key, what Hydra or the object itself says."""
-    cause = error.__cause__
-    why = " ".join(str(cause or error).partition(", set env")[0].split())
-    if not isinstance(cause, ValueError | OSError | TypeError | ImportError | None) or not why:
-        why = f"{type(cause).__name__}: {why}"  # not written for readers: a KeyError's text is a key alone
-    if not names_a_key(why):
-        return f"{key}: {why}"
-    return why.replace("schedule.", "evaluation.sampler.schedule.", 1) if key == "evaluation.sampler" else why
-
-
-def _plain(made: Any) -> Any:
-    """Replace Hydra's partial by a plain one: Hydra's checks its target again in every call, which takes half a millisecond."""
-    return partial(made.func, *made.args, **made.keywords) if isinstance(made, partial) else made
-
-
-def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the function; an error about its arguments, or of the file system, becomes a ConfigError. A full disk is none."""
-    try:
-        return function(*args, **kwargs)
-    except FullDiskError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error

@@ -31,14 +31,23 @@ NAME = re.compile(r"\d{6,}(\+\d{3,})?")
 NOUNS: list[Any] = [PromptBatch, Rollouts, Transitions, Scores, LossTerms, Trained, Denoising, History, EvaluatedPart]
 
 
-def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state as a checkpoint, then delete all but the newest `keep`. On a full disk the older ones stay."""
+def save(run_dir: Path, iteration: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
+    """Write the state as a checkpoint, then delete all but the newest `keep` and that of iteration `best`.
+
+    On a full disk the older ones stay.
+    """
     aside = _begin(run_dir)
-    return _finish(run_dir, f"{iteration:06d}", _write(aside, STATE, state), keep)
+    return _finish(run_dir, f"{iteration:06d}", _write(aside, STATE, state), keep, best)
 
 
 def save_mid_iteration(
-    run_dir: Path, iteration: int, state: Callable[[], dict[str, Any]], mine: dict[str, Any], keep: int, ranks: Ranks
+    run_dir: Path,
+    iteration: int,
+    state: Callable[[], dict[str, Any]],
+    mine: dict[str, Any],
+    keep: int,
+    ranks: Ranks,
+    best: int | None = None,
 ) -> None:
     """Save in the middle of an iteration. Each rank writes its partial results, rank 0 also the shared state.
 
@@ -54,7 +63,7 @@ def save_mid_iteration(
     if ranks.is_main:
         sums += _write(aside, STATE, state())
         earlier = [int(path.name[7:]) for path in complete(run_dir) if path.name.startswith(f"{iteration:06d}+")]
-        _finish(run_dir, f"{iteration:06d}+{max(earlier, default=0) + 1:03d}", sums, keep)
+        _finish(run_dir, f"{iteration:06d}+{max(earlier, default=0) + 1:03d}", sums, keep, best)
     ranks.barrier()
 
 
@@ -106,7 +115,7 @@ def _save(state: dict[str, Any], file: _Summing) -> None:
         raise
 
 
-def _finish(run_dir: Path, name: str, sums: str, keep: int) -> Path:
+def _finish(run_dir: Path, name: str, sums: str, keep: int, best: int | None) -> Path:
     """Give the checkpoint its sums and its name, and delete those that are not kept, or unusable and no newer."""
     aside, final = run_dir / FOLDER / ASIDE, run_dir / FOLDER / name
     if final.exists():  # it was saved before the evaluation of this iteration, and now after it
@@ -118,6 +127,8 @@ def _finish(run_dir: Path, name: str, sums: str, keep: int) -> Path:
         write_atomically(aside / SUMS, sums)
         aside.rename(final)
     kept = {final, *after_iterations(run_dir)[-keep:]}
+    if best is not None:
+        kept.add(run_dir / FOLDER / f"{best:06d}")
     for old in [path for older in names(run_dir) if (path := run_dir / FOLDER / older) not in kept]:
         shutil.rmtree(old.rename(aside))  # half deleted it would look like a damaged one
     for path in (run_dir / FOLDER).glob(f"{UNUSABLE}*"):

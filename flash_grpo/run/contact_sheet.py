@@ -6,22 +6,27 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from flash_grpo.records.files import SMALL_VIDEO, SMALL_VIDEOS_PROMPTS
+
 CELL, MARGIN, LINE = 64, 8, 14
-FRAME_MS = 125  # of the small videos
+FRAME_MS, MOST_FRAMES = 125, 24  # of the small videos; of a longer one as many, evenly spaced, in the same time
 
 
 def keep(folder: Path, name: str, videos: dict[str, torch.Tensor]) -> None:
     """Write `name`.png, a contact sheet, and the folder `name`/ with each video as an animation (00.webp, …) and prompts.json.
+
+    An animation is CELL pixels high and has at most MOST_FRAMES frames, so that a page can hold many.
 
     videos: by prompt, the same prompts and noise every time, so that sheets from before and after training can be compared.
     """
     contact_sheet(folder / f"{name}.png", videos)
     (folder / name).mkdir(exist_ok=True)
     for index, video in enumerate(videos.values()):
-        first, *others = _frames(video, len(video))
-        file = folder / name / f"{index:02d}.webp"
-        first.save(file, save_all=True, append_images=others, duration=FRAME_MS, loop=0, quality=80)
-    (folder / name / "prompts.json").write_text(json.dumps(list(videos), indent=1) + "\n")
+        first, *others = _frames(video, MOST_FRAMES)
+        shown_ms = round(FRAME_MS * len(video) / (1 + len(others)))
+        file = folder / name / SMALL_VIDEO.format(index)
+        first.save(file, save_all=True, append_images=others, duration=shown_ms, loop=0, quality=80)
+    (folder / name / SMALL_VIDEOS_PROMPTS).write_text(json.dumps(list(videos), indent=1) + "\n")
 
 
 def contact_sheet(path: Path, videos: dict[str, torch.Tensor], max_frames: int = 9) -> None:

@@ -1,27 +1,19 @@
-"""Hold a run's directory for one group of processes: its lock, its `run.json`, and how the run ended."""
+"""Say in a run's directory what becomes of it: its records, its `run.json`, and how it ended."""
 
-import fcntl
 import logging
-import signal
-import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from flash_grpo.records.checked import DamagedFileError
-from flash_grpo.records.files import MANIFEST, RecordWriter, last_recorded, read_manifest, write_manifest
-from flash_grpo.records.full_disk import Reserve, naming_full_disk
-from flash_grpo.records.locking import locked
-from flash_grpo.records.schema import EvalRecord, FailureRecord, IterationRecord, RunManifest
-from flash_grpo.records.slurm_job import SlurmJob
-from flash_grpo.run import manifest
-from flash_grpo.training.journal import Leave, RewardErrorElsewhere
+from flash_grpo.records.files import RecordWriter, last_recorded, read_manifest, write_manifest
+from flash_grpo.records.full_disk import Reserve
+from flash_grpo.records.schema import BestCheckpoint, EvalRecord, FailureRecord, IterationRecord, RunManifest
+from flash_grpo.run.held import HeldFolder
+from flash_grpo.run.starts import StartProgress, endless_restarts, program_start
+from flash_grpo.training.journal import RewardErrorElsewhere
 from flash_grpo.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
-LOCK, LOCK_PATIENCE_S = ".lock", 600
-UNLOCKED = "nothing keeps a second process from writing this run"
 FAILURE = ".failure"  # its creation decides which of several failing ranks is the first
 
 
@@ -41,15 +33,11 @@ class RunDirectory:
         self.records: RecordWriter | None = None
         self.begun, self.reserve = False, Reserve(path)
         self.set_aside: list[str] = []  # see ProgramStart
-        self._new = not (path / MANIFEST).exists()
-        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        with naming_full_disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self.lock = lock(path) if ranks.is_main else None
+        self.held = HeldFolder(path, ranks)
         if ranks.is_main:
             (path / FAILURE).unlink(missing_ok=True)
         if earlier := ranks.from_main(read_manifest(path) if ranks.is_main else None):
-            described.starts, described.bill = earlier.starts, earlier.bill
+            described.starts, described.bill, described.best = earlier.starts, earlier.bill, earlier.best
 
     def begin(self, iteration: int, pieces: int, records_length: int) -> None:
         """Write this start to run.json (see `RunManifest.starts`) and open the records, cut back to `records_length`.
@@ -57,12 +45,12 @@ class RunDirectory:
         iteration, pieces: where the run continues, as in `ProgramStart`. RuntimeError as in `refuse_endless_restarts`.
         """
         reached = max([last_recorded(self.path), *(start.reached for start in self.manifest.starts)])
-        progress = self.ranks.from_main({"iteration": iteration, "pieces": pieces, "reached": reached})
+        progress = self.ranks.from_main(StartProgress(iteration=iteration, pieces=pieces, reached=reached))
         self.refuse_endless_restarts(progress)
         if self.ranks.is_main:
             self.records = RecordWriter(self.path, records_length)
             self.reserve.take()
-            self.manifest.starts.append(manifest.start(progress, self.set_aside))
+            self.manifest.starts.append(program_start(progress, self.set_aside))
             self._write("running", "")
         self.ranks.barrier()  # otherwise another rank could fail before run.json says "running"
         self.begun = True
@@ -78,20 +66,26 @@ class RunDirectory:
         assert self.records is not None
         return self.records.length
 
-    def refuse_endless_restarts(self, progress: dict[str, int] | None = None) -> None:
+    def refuse_endless_restarts(self, progress: StartProgress | None = None) -> None:
         """Raise RuntimeError after too many restarts of this Slurm job without progress. progress: as in `endless_restarts`."""
-        if refusal := manifest.endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
+        if refusal := endless_restarts(self.manifest.starts, progress, self.max_idle_starts):
             raise RuntimeError(refusal)
 
-    def complete(self) -> None:
-        """Write that the run is complete."""
+    def complete(self, reason: str = "") -> None:
+        """Write that the run is complete. reason: why before its budget was spent, '' if it was."""
         if self.ranks.is_main:
-            self._write_last("completed", "")
+            self._write_last("completed", reason)
+
+    def name_best(self, best: BestCheckpoint | None) -> None:
+        """Write to run.json which checkpoint is kept as the best. Only rank 0 may call this, after `begin`."""
+        if best != self.manifest.best:
+            self.manifest.best = best
+            self._write("running", "")
 
     def leave(self, reason: str) -> None:
         """Write why this start ends before the run is complete, where it began. The run has saved: never raises."""
         if not self.begun:
-            self.leave_as_found()
+            self.held.leave_as_found()
         elif self.ranks.is_main:
             try:
                 self._write_last("running", reason)
@@ -127,17 +121,9 @@ class RunDirectory:
         self.manifest = self._on_disk()
         if not self.begun:
             reached = last_recorded(self.path)
-            progress = {"iteration": reached, "pieces": 0, "reached": reached}
-            self.manifest.starts.append(manifest.start(progress, self.set_aside))
+            progress = StartProgress(iteration=reached, pieces=0, reached=reached)
+            self.manifest.starts.append(program_start(progress, self.set_aside))
         self._write_last("failed", reason, "".join(traceback.format_exception(error)))
-
-    def leave_as_found(self) -> None:
-        """Remove the directories that this start has created, if the run did not exist before."""
-        if self.ranks.is_main and self._new:
-            (self.path / LOCK).unlink()
-            with suppress(OSError):
-                for folder in self._made:
-                    folder.rmdir()
 
     def _write_last(self, status: str, reason: str, trace: str = "") -> None:
         """Write this start's last word, into the space that it has kept for it."""
@@ -164,22 +150,3 @@ def _is_first(directory: Path, ranks: Ranks) -> bool:
     except OSError as problem:
         log.warning("%s: %s", directory / FAILURE, problem.strerror)
     return True
-
-
-def lock(directory: Path) -> TextIO:
-    """Lock the directory while the returned file is open, so that no second process overwrites this one's checkpoints.
-
-    Under Slurm, wait up to LOCK_PATIENCE_S for an earlier start of the same job: it may still be ending, or be alive on a
-    node that lost its connection. ValueError if the lock stays taken; Leave if this process is asked to stop meanwhile.
-    """
-    file = open(directory / LOCK, "w")  # noqa: SIM115 -- stays open until the run ends
-    patience = LOCK_PATIENCE_S if SlurmJob.here() else 0
-    until = time.monotonic() + patience
-    while not locked(file, fcntl.lockf, UNLOCKED):
-        if time.monotonic() >= until:
-            holder = manifest.last_start(directory)
-            raise ValueError(f"{directory}: another process is at work on this run{holder}; wait for it, or stop it")
-        if signal.sigpending() & {signal.SIGTERM, signal.SIGUSR2}:
-            raise Leave
-        time.sleep(1)
-    return file

@@ -15,16 +15,17 @@ from flash_grpo.records.full_disk import naming_full_disk
 from flash_grpo.records.schema import EvalRecord, IterationRecord
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run import contact_sheet, manifest
-from flash_grpo.run.build import build, checked, device, planned, prepare_trainer
+from flash_grpo.run.build import build, build_evaluation, build_held_out, checked, device, planned, prepare_trainer
 from flash_grpo.run.directory import RunDirectory
+from flash_grpo.run.evaluating import Evaluator
+from flash_grpo.run.guard import Guard
+from flash_grpo.run.guidance import guided
 from flash_grpo.run.progress import Budget, Place, advance, progress_bar
 from flash_grpo.run.saving import Saver
 from flash_grpo.run.settings import ConfigError, check
 from flash_grpo.run.stop import Interrupted, StopRequest
-from flash_grpo.training.evaluated import Evaluated
-from flash_grpo.training.evaluation import Evaluation
-from flash_grpo.training.journal import Leave, raise_failure
-from flash_grpo.training.meter import EVALUATION
+from flash_grpo.training.journal import raise_failure
+from flash_grpo.training.pace import Leave
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.score_checks import SpreadWatch
 from flash_grpo.training.trainer import Trainer
@@ -35,14 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Run:
-    """A run that can be continued: its trainer and evaluation, its directory and its budget.
+    """A run that can be continued: its trainer and evaluator, its directory and its budget.
 
     evaluate_every: a share of the budget. checkpoint_every: in iterations. place: how far the run has come.
     """
 
     directory: RunDirectory
     trainer: Trainer
-    evaluation: Evaluation
+    evaluator: Evaluator
+    guard: Guard
     budget: Budget
     saver: Saver
     evaluate_every: float
@@ -54,9 +56,15 @@ class Run:
     def path(self) -> Path:
         return self.directory.path
 
+    @property
+    def stopped(self) -> str:
+        """Return which guard has ended the run before its budget, and why; '' if none has."""
+        return self.guard.stop_reason if self._spent() < 1 else ""
+
     def to_the_end(self, stop: StopRequest) -> None:
-        """Iterate until the budget is spent. Every rank runs this; rank 0 writes."""
+        """Iterate until the budget is spent or a guard ends the run. Every rank runs this; rank 0 writes."""
         self.place = self.saver.resume()
+        self.guard.recall(self.path, self.trainer.ranks)
         self.trainer.journal.asked = lambda: stop.requested
         try:
             with (
@@ -73,13 +81,17 @@ class Run:
             where = self.place.described(bool(self.trainer.journal.done))
             raise Interrupted(f"saved {where}; the same command continues this run") from None
 
-    def _iterate(self, bar: tqdm) -> None:
+    def _evaluate_first(self) -> None:
+        """Evaluate the start of a new run, or go on with the evaluation in which the run was stopped."""
         if self.place.evaluated < 0:
             self._evaluate("start")
             self.saver.save(self.place)
         elif self.place.evaluating and self._spent() < 1:
             self._evaluate()
-        while (spent := self._spent()) < 1:
+
+    def _iterate(self, bar: tqdm) -> None:
+        self._evaluate_first()
+        while (spent := self._spent()) < 1 and not self.stopped:
             record = self.trainer.iterate(self.place.iteration + 1)
             self.place = replace(self.place, iteration=record.iteration)
             self._write(record)
@@ -102,41 +114,19 @@ class Run:
 
     def _evaluate(self, samples: str | None = None) -> None:
         """Evaluate the averaged weights. samples: name of the contact sheet to write, None for none."""
-        trainer = self.trainer
         if not self.place.evaluating:
             self.place = replace(self.place, evaluating=True)
             self.saver.save(self.place)  # an evaluation may take hours
-        with trainer.updater.ema.applied():
-            evaluated = self.evaluation(
-                trainer.policy,
-                trainer.rollouts.reward,
-                trainer.prompts.test,
-                trainer.ranks,
-                journal=trainer.journal,
-                timed=lambda: trainer.meter.phase(EVALUATION, only_completed=True),
-            )
-        trainer.meter.charge(evaluated.device_seconds, EVALUATION)
-        trainer.meter.settle()
+        evaluated = self.evaluator.evaluate()
         self.place = replace(self.place, evaluating=False, evaluated=self.place.iteration)
-        self._write(self._eval_record(evaluated))
-        if samples and trainer.ranks.is_main:
-            contact_sheet.keep(self.path / "samples", samples, evaluated.videos)
+        self._write(self.guard.judged(self.evaluator.record(self.place.iteration, evaluated)))
+        if (sheet := samples or (self.stopped and "end")) and self.trainer.ranks.is_main:
+            contact_sheet.keep(self.path / "samples", sheet, evaluated.videos)
         log.info("iteration %d: evaluation reward %s", self.place.iteration, evaluated)
-
-    def _eval_record(self, evaluated: Evaluated) -> EvalRecord:
-        return EvalRecord(
-            iteration=self.place.iteration,
-            optimizer_steps=self.trainer.updater.optimizer_steps,
-            cost=self.trainer.meter.cost,
-            evaluation_seconds=self.trainer.meter.evaluation_seconds,
-            reward_mean=evaluated.mean,
-            reward_sem=evaluated.sem,
-            reward_parts=evaluated.parts,
-            prompt_rewards=evaluated.prompt_rewards,
-            n=evaluated.reward_PK.numel(),
-            diversity=evaluated.diversity,
-            base_distance=evaluated.base_distance,
-        )
+        if (warning := self.stopped or self.guard.news) and self.trainer.ranks.is_main:
+            log.warning(warning)
+        if self.stopped:
+            self.saver.save(self.place)
 
     def _write(self, record: IterationRecord | EvalRecord) -> None:
         if self.trainer.ranks.is_main:
@@ -148,8 +138,8 @@ def run(cfg: DictConfig, run_name: str) -> Path:
     place = claim(cfg, run_name)
     try:
         with naming_full_disk(place.path):
-            load(cfg, place).to_the_end(StopRequest())
-            place.complete()
+            (loaded := load(cfg, place)).to_the_end(StopRequest())
+            place.complete(loaded.stopped)
     except (Interrupted, KeyboardInterrupt) as error:
         place.leave(f"interrupted: {error}")
         raise
@@ -157,7 +147,7 @@ def run(cfg: DictConfig, run_name: str) -> Path:
         if SlurmJob.here():  # the run was submitted: run.json must say why it failed
             place.fail(error)
         else:
-            place.leave_as_found()
+            place.held.leave_as_found()
         raise
     except BaseException as error:
         place.fail(error)
@@ -169,17 +159,14 @@ def claim(cfg: DictConfig, run_name: str) -> RunDirectory:
     """Check everything that needs no model, then lock and return the run's directory. ConfigError if it is refused."""
     check(cfg)
     build(cfg.budget, "budget", Budget)
-    build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
+    build_evaluation(cfg)
     ranks = Ranks(device(cfg))
     schedule, _, prompts, _ = planned(cfg, ranks.world_size)
     report(prompts, ranks)
     path, config = directory_of(cfg, run_name), resolved(cfg)
-    if earlier := checked(read_manifest, path):
-        checked(manifest.refuse_another_format, path, earlier)
-        checked(manifest.refuse_another_config, path, earlier.config, config)
-        checked(manifest.refuse_other_prompts, path, earlier.prompts_hash, prompts)
+    _refuse_another_run(path, config, prompts)
     try:
-        described = manifest.describe(config, run_name, schedule, prompts, ranks)
+        described = checked(manifest.describe, config, run_name, schedule, prompts, ranks)
         return checked(RunDirectory, path, described, ranks, cfg.checkpoint.max_idle_starts)
     except Leave:
         raise Interrupted("nothing was done yet; the same command begins or continues this run") from None
@@ -199,16 +186,27 @@ def directory_of(cfg: DictConfig, run_name: str) -> Path:
     return Path(str(cfg.runs_root), str(cfg.study), str(run_name))
 
 
+def _refuse_another_run(path: Path, config: dict[str, Any], prompts: Prompts) -> None:
+    """Raise ConfigError if the directory holds a run of another version, configuration or prompts."""
+    if earlier := checked(read_manifest, path):
+        checked(manifest.refuse_another_run, path, earlier, config, prompts)
+
+
 def load(cfg: DictConfig, directory: RunDirectory) -> Run:
     """Build the run, with its models loaded and nothing computed yet."""
     directory.refuse_endless_restarts()
-    trainer, evaluation = prepare_trainer(cfg, directory.ranks), build(cfg.evaluation.sampler, "evaluation.sampler")
+    held_out = build_held_out(cfg)  # before the trainer, whose model takes minutes to load
+    trainer, evaluation = prepare_trainer(cfg, directory.ranks), build_evaluation(cfg)
+    policy = guided(trainer.policy, cfg, "evaluation")
+    evaluator = Evaluator(trainer=trainer, policy=policy, evaluation=evaluation, held_out=held_out)
+    guard = Guard(stop_when=dict(cfg.stop_when), best_by=cfg.checkpoint.best_by)
     return Run(
         directory=directory,
         trainer=trainer,
-        evaluation=evaluation,
+        evaluator=evaluator,
+        guard=guard,
         budget=build(cfg.budget, "budget"),
-        saver=Saver(directory=directory, trainer=trainer, keep=cfg.checkpoint.keep, evaluation_batch=evaluation.batch),
+        saver=Saver(directory=directory, trainer=trainer, evaluator=evaluator, guard=guard, keep=cfg.checkpoint.keep),
         evaluate_every=cfg.evaluation.every,
         checkpoint_every=cfg.checkpoint.every,
     )

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import torch
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.algorithm.schedule import fingerprint
 from flash_grpo.algorithm.types import FlowSchedule
-from flash_grpo.records.checked import DamagedFileError
-from flash_grpo.records.files import read_manifest, read_object
-from flash_grpo.records.identity import comparable, is_identity
-from flash_grpo.records.schema import FORMAT, TIME, ProgramStart, RunManifest
-from flash_grpo.records.slurm_job import SlurmJob
+from flash_grpo.records.files import read_object
+from flash_grpo.records.identity import comparable, is_as_before, is_identity
+from flash_grpo.records.schema import FORMAT, RunManifest
 from flash_grpo.training.ranks import Ranks
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "hydra-core", "submitit", "numpy")
@@ -32,8 +29,8 @@ def describe(
     """Return the manifest of a run of the resolved `config`, not yet started."""
     return RunManifest(
         format=FORMAT,
-        run_name=run_name,
-        study=config["study"],
+        run_name=str(run_name),
+        study=str(config["study"]),
         method=config["method"]["name"],
         model=config["model"].get("path") or config["model"]["_target_"],  # a model of one's own may have no path
         seed=config["seed"],
@@ -42,6 +39,7 @@ def describe(
         schedule={name: value.tolist() for name, value in vars(schedule).items()},
         schedule_hash=fingerprint(schedule),
         prompts_hash=hash_of(prompts),
+        adapters_hash=adapters_hash(config),
         git=git_state(),
         packages={name: metadata.version(name) for name in PACKAGES},
         hardware=hardware(ranks),
@@ -53,9 +51,19 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that may not change when a run continues, by dotted key.
 
     All settings count except those that `records.identity` lists: where the run's directory is, how far the run goes, how
-    often it is saved, how much is computed at once, and where its reward servers and prompt files are.
+    often it is saved, how much is computed at once, where its reward servers and prompt files are, and keys that earlier
+    versions did not have, at null or at the value that means what those did.
     """
-    return {key: comparable(key, value) for key, value in flat(config).items() if is_identity(key)}
+    known = {key: value for key, value in flat(config).items() if value is not None and is_identity(key)}
+    return {key: comparable(key, value) for key, value in known.items() if not is_as_before(key, value)}
+
+
+def refuse_another_run(directory: Path, there: RunManifest, wanted: dict[str, Any], prompts: Prompts) -> None:
+    """Raise ValueError if the directory's run is of another version, configuration, texts or adapters to begin with."""
+    refuse_another_format(directory, there)
+    refuse_another_config(directory, there.config, wanted)
+    refuse_other_prompts(directory, there.prompts_hash, prompts)
+    refuse_other_adapters(directory, there.adapters_hash, wanted)
 
 
 def refuse_another_format(directory: Path, there: RunManifest) -> None:
@@ -97,6 +105,26 @@ def refuse_other_prompts(directory: Path, there: str, prompts: Prompts) -> None:
         )
 
 
+def refuse_other_adapters(directory: Path, there: str | None, wanted: dict[str, Any]) -> None:
+    """Raise ValueError if the files of optim.lora.init_from hold other adapters than when the directory's run began.
+
+    there: the `adapters_hash` in the directory's run.json, None in runs of earlier versions.
+    """
+    if there and there != adapters_hash(wanted):
+        raise ValueError(
+            f"{directory} holds a run that began with other adapters than optim.lora.init_from gives now: choose another study "
+            "or run_name, or put the files back"
+        )
+
+
+def adapters_hash(config: dict[str, Any]) -> str | None:
+    """Return a hash of the files of optim.lora.init_from; None without one. A file that is not there has none."""
+    files = flat((config["optim"].get("lora") or {}).get("init_from"))
+    found = [Path(str(file)).expanduser() for _, file in sorted(files.items()) if file]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in found if file.is_file()]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest() if digests else None
+
+
 def hash_of(prompts: Prompts) -> str:
     return hashlib.sha256(json.dumps([prompts.train, prompts.test]).encode()).hexdigest()
 
@@ -136,59 +164,3 @@ def hardware(ranks: Ranks) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
-
-
-def start(progress: dict[str, int], set_aside: list[str]) -> ProgramStart:
-    """Describe this start of the program. progress: `ProgramStart`'s iteration, pieces and reached. set_aside: as there."""
-    job = SlurmJob.here()
-    return ProgramStart(
-        time=time.strftime(TIME),
-        **progress,
-        git=git_state(),
-        host=platform.node(),
-        pid=os.getpid(),
-        slurm=job.variables if job else {},
-        set_aside=set_aside,
-    )
-
-
-def last_start(directory: Path) -> str:
-    """Describe the last start in the directory's run.json, ' (by run.json pid 7 on n1, …)'; '' if unknown.
-
-    A process that holds the directory's lock is most likely this one.
-    """
-    try:
-        there = read_manifest(directory)
-    except DamagedFileError:
-        return ""
-    if there is None or not there.starts:
-        return ""
-    last = there.starts[-1]
-    job = f", Slurm job {last.job.name}" if last.job else ""
-    return f" (by run.json pid {last.pid} on {last.host}{job}, since {last.time})"
-
-
-def endless_restarts(starts: list[ProgramStart], progress: dict[str, int] | None, limit: int) -> str:
-    """Return why the job must stop, or '' if it may go on. It must stop after `limit` restarts in a row without progress.
-
-    progress: where this start resumes, `ProgramStart`'s iteration, pieces and reached. Before the checkpoint is loaded it
-    is unknown, None; then every start that managed to write its own entry counts as progress. Only restarts by Slurm count:
-    a restart by hand is a new job with a new id.
-    """
-    if (here := SlurmJob.here()) is None:
-        return ""
-    earlier = [(start, job) for start in starts if (job := start.job) and job.job_id == here.job_id]
-    got_further = [job.restart_count for start, job in earlier if progress is None or _is_further(progress, start)]
-    idle = here.restart_count - 1 - max(got_further, default=-1)
-    if idle < limit:
-        return ""
-    goal = (
-        f"completing a micro-batch after iteration {progress['iteration']}"
-        if progress
-        else "loading its checkpoint and model"
-    )
-    return f"started {idle} times without {goal}: giving up"
-
-
-def _is_further(progress: dict[str, int], start: ProgramStart) -> bool:
-    return progress["pieces"] > start.pieces or progress["reached"] > start.reached

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo.algorithm.batches import Prompts
 from flash_grpo.hub import local_folder
-from flash_grpo.policies.source import pipeline_folder
+from flash_grpo.policies.source import Wanted, pipeline_folder
 from flash_grpo.records.files import read_manifest
 from flash_grpo.run import build, manifest
 from flash_grpo.run.progress import Budget
 from flash_grpo.run.settings import ConfigError, check
-from flash_grpo.run.targets import check_arguments, located
+from flash_grpo.run.targets import HELD_OUT, check_arguments, located
+from flash_grpo.run.trained_experts import with_trained_experts
 from flash_grpo.training.ema import EMA
 from flash_grpo.training.evaluation import Evaluation
 
@@ -28,10 +29,13 @@ def rehearse(cfg: DictConfig, world_size: int) -> None:
     check(cfg)
     build.build(cfg.budget, "budget", Budget)
     build.build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
-    _, _, prompts, _ = build.planned(cfg, world_size)
+    schedule, method, prompts, _ = build.planned(cfg, world_size)
     _rehearse_directory(cfg, prompts)
-    _rehearse_reward(OmegaConf.to_yaml(cfg.reward, resolve=True))
-    _rehearse_model(OmegaConf.to_yaml(cfg.model, resolve=True), OmegaConf.to_yaml(cfg.optim, resolve=True))
+    _rehearse_reward(OmegaConf.to_yaml(cfg.reward, resolve=True), "reward")
+    if (held_out := OmegaConf.select(cfg, HELD_OUT)) is not None:
+        _rehearse_reward(OmegaConf.to_yaml(held_out, resolve=True), HELD_OUT)
+    model = with_trained_experts(cfg.model, method, schedule)
+    _rehearse_model(OmegaConf.to_yaml(model, resolve=True), OmegaConf.to_yaml(cfg.optim, resolve=True))
 
 
 def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
@@ -43,21 +47,20 @@ def _rehearse_directory(cfg: DictConfig, prompts: Prompts) -> None:
             key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
             for key, part in parts.items()
         }
-        build.checked(manifest.refuse_another_format, directory, earlier)
-        build.checked(manifest.refuse_another_config, directory, earlier.config, wanted)
-        build.checked(manifest.refuse_other_prompts, directory, earlier.prompts_hash, prompts)
+        build.checked(manifest.refuse_another_run, directory, earlier, wanted, prompts)
 
 
 @lru_cache
-def _rehearse_reward(text: str) -> None:
-    _look_over(OmegaConf.create(text), "reward")
+def _rehearse_reward(text: str, key: str) -> None:
+    _look_over(OmegaConf.create(text), key)
 
 
 @lru_cache
 def _rehearse_model(model: str, optim: str) -> None:
     node, optim_node = DictConfig(OmegaConf.create(model)), DictConfig(OmegaConf.create(optim))
     if "path" in node and node.get("weights") != "random":  # a model of one's own may need no files
-        build.checked(pipeline_folder, node.path, node.get("revision"))
+        wanted = Wanted(**{key: node[key] for key in ("boundary", "split", "expand_timesteps") if key in node})
+        build.checked(pipeline_folder, node.path, node.get("revision"), wanted)
     in_place = {"device": "meta", "weights": "random"} if node.get("architecture") else {"device": "cpu"}
     policy = build.build(node, "model", lora=optim_node.lora, **in_place)
     build.optimizer(optim_node.optimizer, [torch.nn.Parameter(torch.zeros(1))])

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flash_grpo.algorithm import ranges
+from flash_grpo.hints import ANSWERS
 from flash_grpo.records.identity import directory_name
 
 
@@ -21,24 +22,41 @@ class ConfigError(ValueError):
 
 _count, _from_zero = ranges.whole, partial(ranges.whole, at_least=0)
 _bound = partial(ranges.number, above=0, null=True)
+PHASES = ("rollout", "training", "evaluation")  # each may have a guidance of its own
 NOISES = ("linear", "flow", "cps", "constant")
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 VALUES: dict[str, Callable[[str, Any], None]] = {
     "study": directory_name,
     "runs_root": ranges.text,
     "seed": _from_zero,
     "detach": ranges.truth,
+    "plan": partial(ranges.one_of, allowed=(None, False, True, "json")),
+    "preflight": partial(ranges.one_of, allowed=(None, False, True)),
+    "track": partial(ranges.one_of, allowed=(None, *TRACKERS)),
     "device": partial(ranges.one_of, allowed=("auto", "cpu", "cuda")),
     "schedule.noise": partial(ranges.one_of, allowed=NOISES),  # learning rates are chosen by it
     "threads": partial(ranges.whole, at_most=1024),
     "rollout.last_candidate": _from_zero,
     "rollout.batch": _count,
+    **{f"{phase}.guidance": partial(ranges.number, at_least=1, at_most=100, null=True) for phase in PHASES},
+    "rollout.train_fraction": partial(ranges.number, above=0, at_most=1),
     "training.batch": _count,
     "optim.max_gradient_norm": _bound,
     "checkpoint.every": _count,
     "checkpoint.keep": _count,
     "checkpoint.max_idle_starts": _count,
+    "checkpoint.best_by": partial(ranges.one_of, allowed=(None, "reward", "held_out")),
+    "stop_when.held_out_falls": partial(ranges.whole, null=True),
+    "stop_when.diversity_below": partial(ranges.number, above=0, at_most=1, null=True),
+    "stop_when.base_distance_above": _bound,
     "evaluation.every": partial(ranges.number, above=0, at_most=1),
     "run_name": directory_name,
+    "planning.device": partial(ranges.text, null=True),
+    "planning.gpu_hour_price": partial(ranges.number, at_least=0, null=True),
+    "planning.test_prompts": _count,
+    "planning.served_reward": partial(ranges.text, null=True),
+    "planning.disk_speed": partial(ranges.number, above=0),
+    "planning.drawn": ranges.truth,
     "server.port": partial(ranges.whole, at_least=0, at_most=65535),
     "bench.batch": _count,
     "bench.repeats": _count,
@@ -46,6 +64,10 @@ VALUES: dict[str, Callable[[str, Any], None]] = {
     "measure.noises": partial(ranges.some_of, allowed=NOISES),
     "measure.ablations": ranges.some_of,
     "measure.exact_noises": _count,
+    "diagnose.iterations": partial(ranges.whole, at_least=2),
+    "diagnose.repeats": partial(ranges.whole, at_least=2),
+    "diagnose.gain": partial(ranges.number, above=0),
+    "diagnose.output": partial(ranges.one_of, allowed=("text", "json")),
 }
 """The plain values that a run reads, by key. `optim.max_gradient_norm=null` is no clipping."""
 
@@ -61,20 +83,39 @@ PARTS = (
 )  # fmt: skip
 """What is made by a `_target_`, which decides about the keys beside it."""
 
-SECTIONS = ("rollout", "rollout.layout", "training", "optim", "optim.ema", "checkpoint", "evaluation")
+PARTS_OR_NULL = ("evaluation.held_out",)
+"""What may be left out with null, and is otherwise a part."""
+
+SECTIONS = (
+    "rollout", "rollout.layout", "training", "optim", "optim.ema", "checkpoint", "evaluation", "stop_when", "planning",
+)  # fmt: skip
 """What only groups keys; a key that nothing reads is refused in it."""
 
-READ_ELSEWHERE = ("bench", "server", "measure")
+SECTIONS_OR_NULL = ("optim.lora",)
+
+READ_ELSEWHERE = ("bench", "server", "measure", "diagnose")
 OPTIONAL = {"optim.lora", "optim.lr_of", "optim.ema.decay", "optim.ema.every", "optim.ema.phase"}
+
+
+NOT_GIVEN = "(not given)"  # stands for a file of prompts that a plan does without
+
+
+def stand_in_for_prompts(cfg: DictConfig) -> None:
+    """Put NOT_GIVEN where a configuration lacks its files of prompts: a plan needs no more than their number."""
+    for key in ("train", "test"):
+        if OmegaConf.is_dict(cfg.get("prompts")) and OmegaConf.is_missing(cfg.prompts, key):
+            cfg.prompts[key] = NOT_GIVEN
 
 
 def check(cfg: DictConfig) -> None:
     """Raise ConfigError for what is missing, unknown, of another kind or out of range. `cfg.hydra` is ignored."""
-    for key in (*SECTIONS, *PARTS, *READ_ELSEWHERE):
+    parts = (*PARTS, *(key for key in PARTS_OR_NULL if _selected(cfg, key) is not None))
+    chosen = [key for key in SECTIONS_OR_NULL if _selected(cfg, key) is not None]
+    for key in (*SECTIONS, *chosen, *parts, *READ_ELSEWHERE):
         if not _section(cfg, key):
             value = ranges.shown(_selected(cfg, key))
             raise ConfigError(f"{key}={value}: must be a section of keys; leave it as it is, or set its keys")
-    for key in PARTS:
+    for key in parts:
         if not isinstance(_selected(cfg, f"{key}._target_"), str):
             raise ConfigError(f"{key}._target_: must name what makes this part, see flash_grpo/conf")
     for line in _missing(cfg):
@@ -99,12 +140,13 @@ def check_values(cfg: DictConfig, unused: tuple[str, ...] = ()) -> None:
 
 def _unknown(cfg: DictConfig) -> Iterator[str]:
     """Yield a line for each key that no program reads: it would be set for nothing."""
-    known = {*VALUES, *CHECKED_BY_LAYOUT, *PARTS, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
+    known = {*VALUES, *CHECKED_BY_LAYOUT, *PARTS, *PARTS_OR_NULL, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
     for section in ("", *SECTIONS):
         here = {key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section}
         for name in sorted({str(name) for name in _section(cfg, section)} - here - {"hydra"}):
             where = f"{section}." if section else ""
-            yield f"{where}{name}: nothing reads this key; {section or 'the configuration'} has {', '.join(sorted(here))}"
+            known_as = ANSWERS.get(name) or f"{section or 'the configuration'} has {', '.join(sorted(here))}"
+            yield f"{where}{name}: nothing reads this key; {known_as}"
 
 
 def _missing(cfg: DictConfig) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,7 @@ from flash_grpo.records.schema import Cost, RunManifest
 from flash_grpo.run import checkpoint
 from flash_grpo.run.build import build
 from flash_grpo.run.manifest import refuse_another_format
+from flash_grpo.run.trained_experts import with_stored_experts
 from flash_grpo.run.trusted import without_foreign_calls
 
 TRUST = (
@@ -35,16 +37,17 @@ def configuration_of(manifest: RunManifest, trust: bool = False, without: Collec
     return OmegaConf.create(config if trust else without_foreign_calls(config))
 
 
-def policy_of(manifest: RunManifest, device: str, trust: bool = False) -> Policy:
+def policy_of(manifest: RunManifest, state: dict[str, Any], device: str, trust: bool = False) -> Policy:
     """Build a run's model as it was before training, with its adapters. trust: as in `configuration_of`.
 
+    state: of one of its checkpoints, which tells what was trained.
     Attention backend and torch.compile are left out: this machine may lack them.
     """
     cfg = configuration_of(manifest, trust)
     for key, portable in (("attention", None), ("compile", False)):
         if key in cfg.model:
             cfg.model[key] = portable
-    return build(cfg.model, "model", device=device, lora=cfg.optim.get("lora"))
+    return build(with_stored_experts(cfg.model, state), "model", device=device, lora=cfg.optim.get("lora"))
 
 
 def gain(first: dict[str, float | None], last: dict[str, float | None]) -> str:
@@ -66,9 +69,21 @@ def summary(directory: Path) -> str:
         f"evaluation reward {_number(first['reward_mean']):.3f} -> {_number(last['reward_mean']):.3f} "
         f"({gain(first['prompt_rewards'], last['prompt_rewards'])})\n"
         f"cost              {cost.device_seconds:.1f} device-seconds, {cost.pflop:.4f} PFLOP, "
-        f"{last['iteration']} iterations\n"
+        f"{last['iteration']} iterations\n{_guards(directory, last.get('flags'))}"
         f"records           {directory / RECORDS}\nsamples           {directory / 'samples'}"
     )
+
+
+def _guards(directory: Path, flags: list[str] | None) -> str:
+    """Return lines about the guards that hold at the end, and about one that has ended the run; '' for neither."""
+    manifest = read_manifest(directory)
+    held = f"guards            hold at the end: {', '.join(flags)}\n" if flags else ""
+    ended = (
+        f"ended early       {manifest.reason}\n"
+        if manifest and manifest.status == "completed" and manifest.reason
+        else ""
+    )
+    return held + ended
 
 
 def _number(value: float | None) -> float:
@@ -86,6 +101,15 @@ def known_run(run_dir: Path) -> RunManifest:
     if absent := lacking(sections, SECTIONS):
         raise DamagedFileError(run_dir / MANIFEST, f"its config {absent}", ON_MANIFEST)
     return manifest
+
+
+def best_iteration(manifest: RunManifest) -> int:
+    """Return the iteration of the checkpoint that the run kept as its best; ValueError if it kept none."""
+    if manifest.best is None:
+        raise ValueError(
+            f"{manifest.run_name}: it keeps no best checkpoint; checkpoint.best_by=reward, or held_out, makes a run keep one"
+        )
+    return manifest.best.iteration
 
 
 def saved_state(run_dir: Path, iteration: int | None) -> dict:

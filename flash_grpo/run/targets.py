@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,26 @@ from flash_grpo.algorithm.paths import Path, routes
 from flash_grpo.algorithm.schedule import check_stochastic
 from flash_grpo.algorithm.targets import tried
 from flash_grpo.algorithm.types import FlowSchedule, LossTerms
+from flash_grpo.records.identity import SERVERS, comparable
 from flash_grpo.run.settings import ConfigError
 
 GIVEN_LATER = {"device", "lora"}  # arguments of a model that no configuration has
 OF_YOUR_OWN = ("method", "reward", "model")  # groups with an option `own`
-KEYS = ("schedule", "method", "model", "prompts", "reward", "rollout", "training", "optim", "budget", "evaluation")
+HELD_OUT = "evaluation.held_out"
+KEYS = (
+    "schedule",
+    "method",
+    "model",
+    "prompts",
+    "reward",
+    "rollout",
+    "training",
+    "optim",
+    "budget",
+    "evaluation",
+    "checkpoint",
+    "stop_when",
+)
 
 
 def check_method(method: Method, schedule: FlowSchedule) -> None:
@@ -50,6 +66,26 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
     _answered("method.advantage", method.advantage, torch.tensor([[0.0, 1.0]]))
 
 
+def check_train_fraction(fraction: float, method: Method) -> None:
+    """Raise ConfigError if rollouts are to be chosen by advantages that do not weigh them."""
+    if fraction < 1 and method.needs.siblings:
+        raise ConfigError(
+            f"rollout.train_fraction={fraction}: this method's target trains each rollout by the advantages of all its "
+            "siblings, so its own does not say whether to train it; set rollout.train_fraction=1"
+        )
+
+
+def check_tree(method: Method, layout: Layout, num_steps: int) -> None:
+    """Raise ConfigError for a tree that does not part the siblings of this layout by the plan's stochastic steps."""
+    if method.tree is None:
+        return
+    whole = replace(layout, world_size=1)  # rollouts of a prompt side by side
+    for iteration in range(1, 9):
+        batch = whole.batch(iteration, [""] * layout.num_prompts, 0)
+        mask_BT = _answered("method.plan", method.plan, batch, num_steps, layout.seed)
+        _answered("method.tree", method.tree.check, mask_BT.unflatten(0, (layout.num_prompts, -1)))
+
+
 def check_path(path: Path, method: Method, layout: Layout, num_steps: int) -> None:
     """Raise ConfigError for a path around one step of rollouts that have several."""
     batch = layout.batch(1, [""] * layout.num_prompts, 0)
@@ -74,7 +110,7 @@ def _answered(key: str, function: Any, *args: Any) -> Any:
         raise ConfigError(why if names_a_key(why) else f"{key}: {why}") from error
 
 
-def check_reward(reward: Any) -> None:
+def check_reward(reward: Any, key: str) -> None:
     """Raise ConfigError for a reward that does not take videos and texts. What has no signature is called untried."""
     try:
         signature = inspect.signature(reward)
@@ -84,8 +120,37 @@ def check_reward(reward: Any) -> None:
         signature.bind(None, None)
     except TypeError as error:
         raise ConfigError(
-            f"reward: is called with videos and texts, and its target does not take these: {error}"
+            f"{key}: is called with videos and texts, and its target does not take these: {error}"
         ) from error
+
+
+def check_held_out(node: DictConfig | None, trained: DictConfig, prompts: Prompts) -> None:
+    """Raise ConfigError for a held-out reward that is trained on, alone or in a sum, or that does not know the texts.
+
+    node: None if there is none. trained: the reward's node. Two servers' addresses count as two rewards; if both then give
+    the same scores, the first evaluation refuses them.
+    """
+    if node is None:
+        return
+    check_arguments(node, HELD_OUT)
+    check_texts(node, prompts)
+    if _is_within(_defining(node), _defining(trained)):
+        raise ConfigError(
+            f"{HELD_OUT}: is trained on, as reward or in it, so it holds nothing out; name another, or null"
+        )
+
+
+def _defining(node: Any) -> Any:
+    """Return a reward's node as plain values, without what does not change its scores."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, dict):
+        return plain
+    aside = {"_convert_", *SERVERS} - {"urls"}
+    return {key: comparable(str(key), _defining(value)) for key, value in plain.items() if key not in aside}
+
+
+def _is_within(part: Any, whole: Any) -> bool:
+    return part == whole or (isinstance(whole, dict) and any(_is_within(part, inner) for inner in whole.values()))
 
 
 def check_texts(node: Any, prompts: Prompts) -> None:

@@ -15,7 +15,7 @@ from flash_grpo.run.compose import CONF
 
 TARGET = "_target_"
 # Called by no command that reads a stored configuration, so that a method of one's own needs no --trust to be exported.
-NOT_BUILT = ("method", "schedule", "rollout", "budget", "optim.optimizer")
+NOT_BUILT = ("method", "schedule", "rollout", "budget", "optim.optimizer", "evaluation.held_out")
 NOT_NAMED = "???"  # of the options `own`, whose target a user names
 SENDS = "flash_grpo.rewards.client.RemoteReward"
 

@@ -61,23 +61,39 @@ def direction_of(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
 
 def render(texts: list[str] | tuple[str, ...], generator: torch.Generator) -> torch.Tensor:
     """Render a clip per text, float32 [B, 9, 16, 16, 3] in [0, 1]; only size, speed and start are drawn."""
-    radius_B, centre_BF2 = _draw_motion(direction_of(texts), generator)
-    pixel_W = torch.arange(SIZE) + 0.5
-    pixel_HW2 = torch.stack(torch.meshgrid(pixel_W, pixel_W, indexing="xy"), dim=-1)
-    offset_BFHW2 = pixel_HW2 - centre_BF2[:, :, None, None]
-    round_B = torch.tensor([parse(text).shape == "ball" for text in texts])[:, None, None, None]
-    ball_BFHW, square_BFHW = offset_BFHW2.norm(dim=-1), offset_BFHW2.abs().amax(-1) / 0.9
-    distance_BFHW = torch.where(round_B, ball_BFHW, square_BFHW)
-    cover_BFHW1 = torch.sigmoid((radius_B[:, None, None, None] - distance_BFHW) / EDGE)[..., None]
+    radius_B, centre_BF2 = draw_motion(direction_of(texts), (2.2, 0.8), (6.0, 3.0), generator)
+    round_B = torch.tensor([parse(text).shape == "ball" for text in texts])
+    cover_BFHW1 = coverage(radius_B[:, None], centre_BF2, round_B[:, None])[..., None]
     colour_BC = torch.tensor(list(COLOURS.values()))[colour_of(texts)]
     return GROUND + cover_BFHW1 * (colour_BC[:, None, None, None] - GROUND)
 
 
-def _draw_motion(direction_B2: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw radius [B] and centre per frame [B, F, 2] of shapes that move 6 to 9 pixels, well inside the frame."""
+def coverage(radius_BF: torch.Tensor, centre_BF2: torch.Tensor, round_BF: torch.Tensor) -> torch.Tensor:
+    """Return how much of each pixel a shape covers, [B, F, 16, 16] in [0, 1]; the arguments' B and F may be 1.
+
+    centre_BF2: x right, y down, from the frame's upper left corner. round_BF: True for a ball, False for a square.
+    """
+    pixel_W = torch.arange(SIZE) + 0.5
+    pixel_HW2 = torch.stack(torch.meshgrid(pixel_W, pixel_W, indexing="xy"), dim=-1)
+    offset_BFHW2 = pixel_HW2 - centre_BF2[:, :, None, None]
+    ball_BFHW, square_BFHW = offset_BFHW2.norm(dim=-1), offset_BFHW2.abs().amax(-1) / 0.9
+    distance_BFHW = torch.where(round_BF[..., None, None], ball_BFHW, square_BFHW)
+    return torch.sigmoid((radius_BF[..., None, None] - distance_BFHW) / EDGE)
+
+
+def draw_motion(
+    direction_B2: torch.Tensor,
+    radius: tuple[float | torch.Tensor, float],
+    way: tuple[float | torch.Tensor, float],
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw radius [B] and centre per frame [B, F, 2] of shapes that move along unit vectors, well inside the frame.
+
+    radius, way: the least value in pixels, a number or [B], and the width of the uniform distribution above it.
+    """
     draw_4B = torch.rand(4, len(direction_B2), generator=generator)
-    radius_B = 2.2 + 0.8 * draw_4B[0]
-    path_B2 = direction_B2 * (6.0 + 3.0 * draw_4B[1])[:, None]
+    radius_B = radius[0] + radius[1] * draw_4B[0]
+    path_B2 = direction_B2 * (way[0] + way[1] * draw_4B[1])[:, None]
     room_B2 = (SIZE - 2 * radius_B[:, None] - path_B2.abs()) / 2
     middle_B2 = SIZE / 2 + room_B2 * (draw_4B[2:].T - 0.5)
     progress_F = torch.linspace(-0.5, 0.5, FRAMES)

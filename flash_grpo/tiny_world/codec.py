@@ -30,9 +30,9 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, video_BFHWC: torch.Tensor) -> "LinearVideoCodec":
+    def fit(cls, video_BFHWC: torch.Tensor, latent_channels: int = 16) -> "LinearVideoCodec":
         """Fit a codec to float videos in [0, 1]; its latents have variance 1 on average over channels."""
-        codec = cls()
+        codec = cls(latent_channels)
         for name, video in (("first", video_BFHWC[:, :1]), ("group", video_BFHWC[:, 1:])):
             patch_NP = codec._patches(video, 1 if name == "first" else codec.config.patch_frames).flatten(0, 3)
             mean_P, analysis_PC, synthesis_CP = _principal_components(patch_NP, codec.config.latent_channels)

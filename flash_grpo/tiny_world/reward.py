@@ -1,11 +1,11 @@
 """Score the tiny world's videos in closed form, differentiably, on decoded frames (ours).
 
 `colour`      the softmax probability of the asked colour, given the shape's mean colour; mean over frames; in [0, 1].
-`motion`      tanh of the centroid's way along the asked direction, in units of 6 pixels; in [-1, 1].
+`motion`      tanh of the centroid's displacement along the asked direction, in units of 6 pixels; in [-1, 1].
 `smoothness`  exp(-0.8 acceleration - flicker): mean |second difference| of the centroid in pixels, and mean change of
               the visible mass from frame to frame, relative to its mean; in [0, 1].
-Each is multiplied by visibility, the mean over frames of 1 - exp(-mass / 6), where mass is the sum over pixels and
-colours of what is brighter than 0.1. The total is the sum of the three.
+Each is multiplied by visibility, the mean over frames of 1 - exp(-mass / 6), where mass is the sum of brightness above 0.1
+over pixels and colours. The total is the sum of the three.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ShapesReward:
     temperature: float = 0.08  # of the softmax over colours, in units of cosine similarity
     threshold: float = 0.1  # brightness in [0, 1]; darker pixels are ground
     full_mass: float = 6.0  # sum over pixels and colours at which a shape is 63 % visible
-    full_way: float = 6.0  # pixels, the way of the slowest shape of the training clips
+    full_way: float = 6.0  # pixels, the displacement of the slowest shape of the training clips
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -48,7 +48,7 @@ class ShapesReward:
         weight_BFHW = above_BFHWC.sum(-1)
         mass_BF = weight_BFHW.sum((2, 3))
         visible_B = (1 - torch.exp(-mass_BF / self.full_mass)).mean(1)
-        centre_BF2 = _centroid(weight_BFHW, mass_BF)
+        centre_BF2 = centroid(weight_BFHW, mass_BF)
         parts = {
             "colour": visible_B * self._colour(above_BFHWC.sum((2, 3)), text),
             "motion": visible_B * self._motion(centre_BF2, text),
@@ -58,7 +58,7 @@ class ShapesReward:
 
     def _colour(self, colour_BFC: torch.Tensor, text: tuple[str, ...]) -> torch.Tensor:
         palette_KC = (torch.tensor(list(COLOURS.values())) - self.threshold).clamp(min=0).to(colour_BFC)
-        cosine_BFK = _unit(colour_BFC) @ _unit(palette_KC).T
+        cosine_BFK = unit(colour_BFC) @ unit(palette_KC).T
         asked_B = colour_of(text).to(colour_BFC.device)
         probability_BK = (cosine_BFK / self.temperature).softmax(-1).mean(1)
         return probability_BK.gather(1, asked_B[:, None])[:, 0]
@@ -68,7 +68,7 @@ class ShapesReward:
         return torch.tanh((way_B2 * direction_of(text).to(way_B2)).sum(-1) / self.full_way)
 
 
-def _centroid(weight_BFHW: torch.Tensor, mass_BF: torch.Tensor) -> torch.Tensor:
+def centroid(weight_BFHW: torch.Tensor, mass_BF: torch.Tensor) -> torch.Tensor:
     """Return the centroid (x right, y down) in pixels from the frame's middle, [B, F, 2]; the middle if nothing shows."""
     height, width = weight_BFHW.shape[2:]
     x_W = torch.arange(width).to(mass_BF) - (width - 1) / 2
@@ -83,5 +83,5 @@ def _smoothness(centre_BF2: torch.Tensor, mass_BF: torch.Tensor) -> torch.Tensor
     return torch.exp(-0.8 * acceleration_B - flicker_B)
 
 
-def _unit(vector_C: torch.Tensor) -> torch.Tensor:
+def unit(vector_C: torch.Tensor) -> torch.Tensor:
     return vector_C / (vector_C.square().sum(-1, keepdim=True) + 1e-6).sqrt()

@@ -1,5 +1,6 @@
 """Hold what an evaluation gives, and the statistics of its videos and rewards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,23 +22,17 @@ class EvaluatedPart:
     shown: dict[str, torch.Tensor]
     """Videos to be shown, [F, H, W, 3] on the CPU, by text."""
 
+    held_out: Scores | None = None
+    """The held-out reward's scores; None if there is no such reward."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """What P prompts, K videos each, were worth, over all ranks; the main rank's videos for a contact sheet, by text."""
+class Judged:
+    """What a reward gave the videos of P prompts, K videos each, over all ranks."""
 
     texts: tuple[str, ...]
     reward_PK: torch.Tensor
     part_PK: dict[str, torch.Tensor]
-    diversity_P: torch.Tensor
-    """Mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; NaN of a single video."""
-
-    base_distance_P: torch.Tensor
-    """Mean squared difference of the velocity from the base model's, on the evaluation's own states."""
-
-    videos: dict[str, torch.Tensor] = field(default_factory=dict)
-    device_seconds: float = 0.0
-    """What this rank's rewards cost elsewhere, see `Scores`."""
 
     @property
     def prompt_rewards(self) -> dict[str, float]:
@@ -52,15 +47,6 @@ class Evaluated:
         return float(self.reward_PK.mean())
 
     @property
-    def diversity(self) -> float | None:
-        """The mean over prompts; None where there is one video of each."""
-        return None if self.reward_PK.shape[1] < 2 else float(self.diversity_P.mean())
-
-    @property
-    def base_distance(self) -> float:
-        return float(self.base_distance_P.mean())
-
-    @property
     def sem(self) -> float | None:
         """The standard error over prompts, the noises of one prompt averaged; None of a single prompt."""
         return standard_error(self.reward_PK.mean(1))
@@ -69,28 +55,73 @@ class Evaluated:
         return f"{self.mean:.3f}" + ("" if self.sem is None else f" ± {self.sem:.3f}")
 
 
-def joined(parts: list[EvaluatedPart], texts: tuple[str, ...], noises_per_prompt: int, ranks: Ranks) -> Evaluated:
-    """Put all ranks' parts together; a matrix that is zero where a rank has nothing is summed, which is exact."""
-    P, K = len(texts), noises_per_prompt
-    names = agreed_kind(ranks, Kind.of(parts[0].scores) if parts else None).parts  # a rank without prompts knows none
-    total_PK = torch.zeros(P, K)
-    part_PK = {name: torch.zeros(P, K) for name in names}
-    diversity_P, distance_P = torch.zeros(P), torch.zeros(P)
-    for part in parts:
-        rows = list(part.prompt_p)
-        total_PK[rows] = part.scores.total_B.cpu().float().reshape(-1, K)
-        for name in names:
-            part_PK[name][rows] = part.scores.parts[name].cpu().float().reshape(-1, K)
-        diversity_P[rows], distance_P[rows] = part.diversity_p, part.base_distance_p
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Judged):
+    """What P prompts, K videos each, were worth, over all ranks; the main rank's videos for a contact sheet, by text."""
+
+    diversity_P: torch.Tensor
+    """Mean pairwise RMS distance between a prompt's videos, colours in [0, 1]; NaN of a single video."""
+
+    base_distance_P: torch.Tensor
+    """Mean squared difference of the velocity from the base model's, on the evaluation's own states."""
+
+    held_out: Judged | None = None
+    """The same videos by the reward that never trains; None if there is no such reward."""
+
+    videos: dict[str, torch.Tensor] = field(default_factory=dict)
+    device_seconds: float = 0.0
+    """What this rank's rewards cost elsewhere, see `Scores`."""
+
+    @property
+    def diversity(self) -> float | None:
+        """The mean over prompts; None where there is one video of each."""
+        return None if self.reward_PK.shape[1] < 2 else float(self.diversity_P.mean())
+
+    @property
+    def base_distance(self) -> float:
+        return float(self.base_distance_P.mean())
+
+    def __str__(self) -> str:
+        return super().__str__() + ("" if self.held_out is None else f", held out {self.held_out}")
+
+
+def joined(
+    parts: list[EvaluatedPart], texts: tuple[str, ...], noises_per_prompt: int, ranks: Ranks, has_held_out: bool
+) -> Evaluated:
+    """Put all ranks' parts together; a matrix that is zero where a rank has nothing is summed, which is exact.
+
+    has_held_out: whether there is a held-out reward, which a rank without prompts cannot tell from its parts.
+    """
+    rows = [list(part.prompt_p) for part in parts]
+    judged = _judged(rows, [part.scores for part in parts], texts, noises_per_prompt, ranks)
+    held_out = [part.held_out for part in parts if part.held_out is not None]
+    diversity_P, distance_P = torch.zeros(len(texts)), torch.zeros(len(texts))
+    for row, part in zip(rows, parts, strict=True):
+        diversity_P[row], distance_P[row] = part.diversity_p, part.base_distance_p
     return Evaluated(
-        texts=texts,
-        reward_PK=ranks.sum(total_PK),
-        part_PK={name: ranks.sum(value_PK) for name, value_PK in part_PK.items()},
+        **vars(judged),
         diversity_P=ranks.sum(diversity_P),
         base_distance_P=ranks.sum(distance_P),
+        held_out=_judged(rows, held_out, texts, noises_per_prompt, ranks) if has_held_out else None,
         videos={text: video for part in parts for text, video in part.shown.items()},
-        device_seconds=sum(part.scores.device_seconds for part in parts),
+        device_seconds=sum(scores.device_seconds for scores in (*(part.scores for part in parts), *held_out)),
     )
+
+
+def _judged(
+    rows: list[list[int]], scores: Sequence[Scores], texts: tuple[str, ...], noises_per_prompt: int, ranks: Ranks
+) -> Judged:
+    """Put all ranks' scores of one reward together. rows: the prompts of each of this rank's scores."""
+    P, K = len(texts), noises_per_prompt
+    names = agreed_kind(ranks, Kind.of(scores[0]) if scores else None).parts  # a rank without prompts knows none
+    total_PK = torch.zeros(P, K)
+    part_PK = {name: torch.zeros(P, K) for name in names}
+    for row, some in zip(rows, scores, strict=True):
+        total_PK[row] = some.total_B.cpu().float().reshape(-1, K)
+        for name in names:
+            part_PK[name][row] = some.parts[name].cpu().float().reshape(-1, K)
+    summed = {name: ranks.sum(value_PK) for name, value_PK in part_PK.items()}
+    return Judged(texts=texts, reward_PK=ranks.sum(total_PK), part_PK=summed)
 
 
 def diversity(video_pKFHWC: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from flash_grpo.algorithm import keyed
 from flash_grpo.algorithm.denoise import Denoising, Solver, denoise
+from flash_grpo.algorithm.experts import experts_of
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.algorithm.protocols import Policy, Reward
 from flash_grpo.algorithm.scoring import ask
@@ -35,11 +36,15 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class PartEvaluator:
-    """Evaluates parts of `texts`. show: the texts whose first video is kept, to be shown."""
+    """Evaluates parts of `texts`.
+
+    held_out: a reward that never trains, asked for the same videos. show: the texts whose first video is kept, to be shown.
+    """
 
     sampler: Sampler
     policy: Policy
     reward: Reward
+    held_out: Reward | None
     texts: tuple[str, ...]
     show: frozenset[str]
     keep: Keep | None
@@ -52,24 +57,28 @@ class PartEvaluator:
         condition = self.policy.encode(text_B)
         latent, states = self._denoised(text_B, condition, name, charge)
         video = torch.cat([self.policy.decode(part) for part in latent.split(self.sampler.batch)])
-        asked = ask(self.reward, video, text_B)
+        asked = [ask(reward, video, text_B) for reward in (self.reward, self.held_out) if reward is not None]
         base_distance_B = self._base_distance(condition, states)
-        self.journal.wait(lambda: asked.ready() and asked.get() is not None)  # a reward that failed raises here
-        self._keep(text_B, video, asked.get())
+        self.journal.wait(
+            lambda: all(answer.ready() and answer.get() is not None for answer in asked)
+        )  # a failed one raises
+        scores, *held_out = [answer.get() for answer in asked]
+        self._keep(text_B, video, scores)
         rows = [row for row in range(0, len(text_B), K) if text_B[row] in self.show]
         return EvaluatedPart(
             prompt_p=prompt_p,
-            scores=asked.get(),
+            scores=scores,
             diversity_p=diversity(video.unflatten(0, (-1, K))),
             base_distance_p=base_distance_B.reshape(-1, K).mean(1),
             shown={text_B[row]: video[row].to("cpu", copy=True) for row in rows},  # a view would keep the whole batch
+            held_out=held_out[0] if held_out else None,
         )
 
-    def keep_up(self) -> None:
-        """Take part in one velocity of other ranks."""
+    def keep_up(self, expert: int) -> None:
+        """Take part in one velocity of other ranks, by this expert."""
         condition = self.policy.encode([""])
         x = torch.zeros(1, *self.policy.latent_shape).to(condition.device)
-        self.policy.velocity(x, self.sampler.schedule.timestep_T[:1], condition)
+        self.policy.velocity(x, experts_of(self.policy).timestep(expert), condition)
 
     def _denoised(
         self, text_B: tuple[str, ...], condition: torch.Tensor, name: str, charge: Callable[[], None]
@@ -95,7 +104,7 @@ class PartEvaluator:
             torch.zeros(len(text_B), len(sampler.schedule), dtype=torch.bool),
             solve=sampler.solve,
             at_once=sampler.batch,
-            before_velocity=self.journal.leave_if_asked,
+            before_velocity=lambda timestep: self.journal.leave_if_asked(int(experts_of(self.policy).of(timestep))),
             after_step=after_step,
             resumed=self.journal.done.get(f"{name}/denoising"),
         )
@@ -104,15 +113,15 @@ class PartEvaluator:
     def _base_distance(self, condition: torch.Tensor, states: "_States") -> torch.Tensor:
         """Return each video's mean squared velocity difference from the base, at one state of its denoising [B]."""
         x, timestep_B = states.x_BCFHW.to(condition.device), self.sampler.schedule.timestep_T[states.step_B]
-        found = []
-        for rows in torch.arange(len(x)).split(self.sampler.batch):
-            arguments = x[rows], timestep_B[rows], condition[rows]
-            self.journal.leave_if_asked()
+        experts, distance_B = experts_of(self.policy), torch.empty(len(x))
+        for rows in experts.rows(timestep_B, self.sampler.batch):
+            arguments, expert = (x[rows], timestep_B[rows], condition[rows]), int(experts.of(timestep_B[rows[0]]))
+            self.journal.leave_if_asked(expert)
             change = self.policy.velocity(*arguments)
-            self.journal.leave_if_asked()  # once for each velocity: ranks that keep up compute one a vote
+            self.journal.leave_if_asked(expert)  # once for each velocity: ranks that keep up compute one a vote
             change = change - self.policy.base_velocity(*arguments)
-            found.append(change.square().flatten(1).mean(1))
-        return torch.cat(found).cpu()
+            distance_B[rows] = change.square().flatten(1).mean(1).cpu()
+        return distance_B
 
     def _keep(self, text_B: tuple[str, ...], video: torch.Tensor, scores: Scores) -> None:
         if self.keep is None:
@@ -129,7 +138,7 @@ class _States:
     def __init__(self, keys: NoiseKeys, shape: tuple[int, ...], num_steps: int, known: torch.Tensor | None):
         self.step_B = torch.tensor([keyed.integer(0, num_steps - 1, *key, "distance") for key in keys.initial_B])
         if known is None:
-            known = torch.stack([keyed.normal(shape, *key) for key in keys.initial_B])
+            known = keyed.normals(shape, keys.initial_B)
         self.x_BCFHW = known.cpu()
 
     def keep(self, now: Denoising) -> None:

@@ -58,18 +58,20 @@ class Evaluation:
         keep: Keep | None = None,
         journal: Journal | None = None,
         timed: Timed = untimed,
+        held_out: Reward | None = None,
     ) -> Evaluated:
         """Make and score the videos of all texts, shared out to ranks by prompt.
 
         keep: is given each of this rank's videos as it is made: text, index, video, score, parts. journal: where a run that
-        has to leave in the middle notes what is done. timed: around each part, see `Meter.phase`.
+        has to leave in the middle notes what is done. timed: around each part, see `Meter.phase`. held_out: a reward that never
+        trains, asked for the same videos.
         """
         journal = journal or Journal(ranks, policy.forwards_together)
         mine = list(range(len(texts)))[ranks.rank :: ranks.world_size]
         size = max(1, self.batch // self.noises_per_prompt)
         policy.prefetch(texts[prompt] for prompt in mine)
         show = frozenset(shown([texts[prompt] for prompt in mine]) if ranks.is_main else ())
-        evaluator = PartEvaluator(self, policy, reward, texts, show, keep, journal)
+        evaluator = PartEvaluator(self, policy, reward, held_out, texts, show, keep, journal)
         parts = []
         with journal.section(evaluator.keep_up):
             for index, first in enumerate(range(0, len(mine), size)):
@@ -77,7 +79,7 @@ class Evaluation:
                 with timed() as charge:
                     parts.append(journal.resumable(name, partial(evaluator.part, chosen, name, charge)))
         journal.done.clear()
-        return joined(parts, texts, self.noises_per_prompt, ranks)
+        return joined(parts, texts, self.noises_per_prompt, ranks, held_out is not None)
 
 
 def shown(texts: list[str]) -> list[str]:

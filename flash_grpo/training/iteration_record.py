@@ -1,7 +1,8 @@
 """Say of an iteration what its record holds, over all ranks. `records.schema.IterationRecord` has each field's formula."""
 
 from dataclasses import dataclass
-from functools import partial
+from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -40,14 +41,13 @@ def iteration_record(
     trained: Trained,
 ) -> IterationRecord:
     """Return the record of the iteration that `batch` belongs to, and settle its cost. part_PG: the reward's parts."""
-    ranks, meter = updater.ranks, updater.meter
-    step_T = ranks.sum(torch.bincount(trained.step_N, minlength=len(updater.schedule)).double())
+    ranks, meter = updater.ranks, updater.stepper.meter
+    step_T = ranks.sum(torch.bincount(trained.step_N, minlength=len(updater.replayer.schedule)).double())
     over = Over(ranks=ranks, total=int(step_T.sum()))
-    joint = partial(_joint, trained)
-    spread_P, ratio_N, seconds = reward_PG.std(1, correction=0), joint("ratio_N"), meter.settle()
+    spread_P, seconds = reward_PG.std(1, correction=0), meter.settle()
     return IterationRecord(
         iteration=batch.iteration,
-        optimizer_steps=updater.optimizer_steps,
+        optimizer_steps=updater.stepper.optimizer_steps,
         cost=meter.cost,
         evaluation_seconds=meter.evaluation_seconds,
         seconds={phase: seconds[phase] for phase in COST_PHASES},
@@ -61,18 +61,44 @@ def iteration_record(
         weight_min=-over.largest(-trained.weight_N),
         weight_max=over.largest(trained.weight_N),
         advantage_abs_mean=over.mean(trained.advantage_N.abs()),
-        ratio_mean=over.mean(ratio_N),
-        ratio_max=over.largest(ratio_N),
         ratio_drift=over.largest((trained.first_ratio_N - 1).abs()),
-        clip_fraction=over.mean(joint("clipped_N")),
-        approx_kl=over.mean(joint("approx_kl_N")),
-        base_kl=over.mean(joint("base_kl_N")),
-        loss=over.mean(joint("loss_N")),
+        **_loss_terms(over, trained),
         gradient_norm=sum(trained.gradient_norms) / len(trained.gradient_norms),
-        lr=updater.optimizer.param_groups[0]["lr"],
+        lr=updater.stepper.optimizer.param_groups[0]["lr"],
+        expert_shares=_shares(updater, step_T),
+        expert_gradient_norms=_norms(trained),
     )
 
 
-def _joint(trained: Trained, name: str) -> torch.Tensor:
-    """Return a term of the loss over all transitions [N]."""
-    return torch.cat([torch.empty(0), *(getattr(term, name).float() for term in trained.terms)])
+def _shares(updater: Updater, step_T: torch.Tensor) -> dict[str, float]:
+    """Return each expert's share of the transitions; {} of a policy that has one. step_T: transitions at each step."""
+    experts = updater.replayer.experts
+    if len(experts) == 1:
+        return {}
+    count_E = torch.zeros(len(experts), dtype=step_T.dtype).index_add(
+        0, experts.of(updater.replayer.schedule.timestep_T), step_T
+    )
+    return dict(zip(experts.names, (count_E / count_E.sum().clamp(min=1)).tolist(), strict=True))
+
+
+def _norms(trained: Trained) -> dict[str, float]:
+    """Return each expert's gradient norm, mean over the optimizer steps that trained it."""
+    names = {name for norms in trained.expert_norms for name in norms}
+    return {name: fmean(norms[name] for norms in trained.expert_norms if name in norms) for name in sorted(names)}
+
+
+def _loss_terms(over: Over, trained: Trained) -> dict[str, Any]:
+    """Return the record's fields that come of the loss of each transition."""
+
+    def joint(name: str) -> torch.Tensor:
+        return torch.cat([torch.empty(0), *(getattr(term, name).float() for term in trained.terms)])
+
+    ratio_N = joint("ratio_N")
+    return {
+        "ratio_mean": over.mean(ratio_N),
+        "ratio_max": over.largest(ratio_N),
+        "clip_fraction": over.mean(joint("clipped_N")),
+        "approx_kl": over.mean(joint("approx_kl_N")),
+        "base_kl": over.mean(joint("base_kl_N")),
+        "loss": over.mean(joint("loss_N")),
+    }

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from flash_grpo.algorithm.denoise import Denoised, Denoising, Solver, denoise
+from flash_grpo.algorithm.experts import experts_of
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.noise import NoiseKeys, noise_keys
 from flash_grpo.algorithm.paths import WHOLE_GRID, Path, Route, on_places, routes
-from flash_grpo.algorithm.protocols import Asked, Policy
-from flash_grpo.algorithm.scoring import CheckedReward, ask, joined_scores
+from flash_grpo.algorithm.protocols import Policy
+from flash_grpo.algorithm.scoring import CheckedReward
 from flash_grpo.algorithm.transitions import joined
 from flash_grpo.algorithm.types import FlowSchedule, PromptBatch, Rollouts, Scores
+from flash_grpo.training.awaited import AwaitedScores
 from flash_grpo.training.journal import Journal
 from flash_grpo.training.meter import Meter
 
@@ -41,34 +43,25 @@ class RolloutMaker:
 
     def scored(self, batch: PromptBatch) -> tuple[Rollouts, Scores]:
         """Return the batch's rollouts, without their videos, and scores. Rewards that others compute come in meanwhile."""
-        parts, asked = self.routes(batch), dict[int, Asked]()
+        parts = self.routes(batch)
+        awaited = AwaitedScores(reward=self.reward, meter=self.meter, journal=self.journal)
         with self.meter.phase("rollout"):
             self.policy.prefetch(batch.text)
-        with self.journal.section(self._keep_up):
+        with self.journal.section(self.keep_up):
             for index, part in enumerate(parts):
-                with self.meter.phase("rollout", only_completed=True) as charge:
-                    make = partial(self.make, part, f"rollouts/{index}", charge)
-                    rollouts = self.journal.resumable(f"rollouts/{index}", make)
+                rollouts = self._resumable(part, f"rollouts/{index}")
                 with self.meter.phase("reward"):
-                    if f"scores/{index}" not in self.journal.done:
-                        asked[index] = ask(self.reward, rollouts.video_BFHWC, part.batch.text)
-                    self.journal.poll(lambda: self._collect(asked))
+                    awaited.ask(index, rollouts.video_BFHWC, part.batch.text)
+                    self.journal.poll(awaited.take_in)
             with self.meter.phase("reward"):
-                self.journal.wait(lambda: self._collect(asked))
-        done = self.journal.done
-        scores = [done.pop(f"scores/{index}") for index in range(len(parts))]
-        return joined_rollouts(batch, [done[f"rollouts/{index}"] for index in range(len(parts))]), joined_scores(scores)
+                self.journal.wait(awaited.take_in)
+        made = [self.journal.done[f"rollouts/{index}"] for index in range(len(parts))]
+        return joined_rollouts(batch, made), awaited.joined(len(parts))
 
-    def _collect(self, asked: dict[int, Asked]) -> bool:
-        """Note the scores that are there, whose videos are not needed any more; return True if none is missing."""
-        for index in [index for index, answer in asked.items() if answer.ready()]:
-            scores = asked.pop(index).get()
-            self.meter.charge(scores.device_seconds)
-            self.meter.count(scored=len(scores.total_B))
-            part = self.journal.done[f"rollouts/{index}"]
-            self.journal.done[f"rollouts/{index}"] = replace(part, video_BFHWC=part.video_BFHWC[:0].clone())
-            self.journal.done[f"scores/{index}"] = scores
-        return not asked
+    def _resumable(self, part: Route, name: str) -> Rollouts:
+        """Return the rollouts of a part, made now or in an earlier start of the run; those made now are charged."""
+        with self.meter.phase("rollout", only_completed=True) as charge:
+            return self.journal.resumable(name, partial(self.make, part, name, charge))
 
     def all(self, batch: PromptBatch) -> Rollouts:
         """Return the batch's rollouts with their videos; nothing is noted in the journal."""
@@ -94,7 +87,7 @@ class RolloutMaker:
 
     def denoised(self, route: Route, condition_BMD: torch.Tensor, **options: Any) -> Denoised:
         """Return the route's latents, and its trained steps told by the grid's own index. options: as of `denoise`."""
-        keys = noise_keys(route.batch, self.seed, self.method.initial_noise)
+        keys = noise_keys(route.batch, self.seed, self.method.initial_noise, self.method.tree)
         schedule = on_places(self.schedule, route.place_S)
         made = self._denoised(condition_BMD, keys, schedule, route.mask_BT, **options)
         step_N = route.grid_step(made.transitions.step_N)
@@ -123,7 +116,7 @@ class RolloutMaker:
             needs=self.method.needs,
             solve=self.solve,
             at_once=self.at_once,
-            before_velocity=self.journal.leave_if_asked,
+            before_velocity=lambda timestep: self.journal.leave_if_asked(int(experts_of(self.policy).of(timestep))),
             after_step=after_step,
             resumed=resumed,
         )
@@ -145,10 +138,11 @@ class RolloutMaker:
         )
 
     @torch.no_grad()
-    def _keep_up(self) -> None:
+    def keep_up(self, expert: int) -> None:
+        """Take part in a velocity of other ranks by this expert, see `Journal.section`."""
         condition = self.policy.encode([""])
         x = torch.zeros(1, *self.policy.latent_shape).to(condition.device)
-        self.policy.velocity(x, self.schedule.timestep_T[:1], condition)
+        self.policy.velocity(x, experts_of(self.policy).timestep(expert), condition)
 
 
 def joined_rollouts(batch: PromptBatch, parts: list[Rollouts]) -> Rollouts:

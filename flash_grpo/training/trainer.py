@@ -60,19 +60,14 @@ class Trainer:
         """Return what the next iteration depends on, the same on every rank."""
         return {
             "parameters": {name: value.detach() for name, value in self.policy.trainable().items()},
-            "optimizer": self.updater.optimizer.state_dict(),
-            "ema": self.updater.ema.state(),
-            "optimizer_steps": self.updater.optimizer_steps,
+            **self.updater.stepper.state(),
             "meter": self.meter.state(),
             "journal": self.journal.state(),
             "scores": self.rollouts.reward.kind and asdict(self.rollouts.reward.kind),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.updater.ema.load(state["parameters"])
-        self.updater.ema.restore(state["ema"])
-        self.updater.optimizer.load_state_dict(state["optimizer"])
-        self.updater.optimizer_steps = state["optimizer_steps"]
+        self.updater.stepper.restore(state)
         self.meter.restore(state["meter"])
         self.journal.restore(state["journal"])
         scores = state.get("scores")  # earlier versions did not save it
@@ -106,4 +101,4 @@ class Trainer:
 
     @method.setter
     def method(self, method: Method) -> None:
-        self.rollouts.method = self.updater.method = method
+        self.rollouts.method = self.updater.replayer.method = method

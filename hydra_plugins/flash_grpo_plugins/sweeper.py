@@ -9,6 +9,8 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 
+from flash_grpo.cluster.points import kept_params
+
 
 @dataclass
 class OverridableConf(BasicSweeperConf):
@@ -23,8 +25,7 @@ class OverridableSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Sweep over the command line's keys and those of the file that the command line does not name."""
-        given = {argument.split("=")[0].lstrip("+") for argument in arguments}
-        self.params = {key: value for key, value in (self.params or {}).items() if key not in given}
+        self.params = kept_params(self.params, arguments)
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Any) -> None:
