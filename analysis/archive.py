@@ -1,22 +1,28 @@
 """Pack a study into one small file: `python -m analysis.archive runs/<study> […] study.tar.xz`.
 
-The file keeps every manifest and every record, with numbers rounded to six significant digits, and leaves out checkpoints
-and samples. `load_study` and the report read it like the directories that it was made from.
+The file keeps every manifest and every record, with numbers rounded to six significant digits, and the small videos of one
+run of each arm. It leaves out checkpoints, the other samples, and where on the machine the runs lay. `load_study` and the
+report read it like the directories that it was made from.
 """
 
-import argparse
 import io
 import json
 import lzma
 import os
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flash_grpo.records.files import MANIFEST, RECORDS
+from analysis.arms import flat_config
+from flash_grpo.arguments import Arguments
+from flash_grpo.records.files import MANIFEST, RECORDS, SMALL_VIDEO, SMALL_VIDEOS, SMALL_VIDEOS_PROMPTS
 
 KEPT = (MANIFEST, RECORDS, "mechanism.json", "vbench.json", "evaluation/base/vbench.json")
+VIDEO_NAMES = (SMALL_VIDEOS_PROMPTS, *map(SMALL_VIDEO.format, range(16)))  # of one run's first, or last, evaluation
+VIDEOS = tuple(f"{folder}/{name}" for folder in SMALL_VIDEOS for name in VIDEO_NAMES)
+MOST_VIDEO_BYTES = 2 * 2**20  # of a study's small videos; those of further arms are left out
 SUFFIX = ".tar.xz"
 MOST_BYTES = 512 * 2**20  # of an unpacked archive: a thousand runs of 300 records
 MOST_MEMBERS = 20_000
@@ -46,17 +52,56 @@ def pack(studies: list[Path], archive: Path) -> None:
 
 def _kept_files(study: Path) -> list[Path]:
     found = (file for name in KEPT for file in (*study.glob(name), *study.glob(f"*/{name}")))
-    return sorted(file for file in found if file.is_file())
+    kept = [file for file in found if file.is_file()]
+    return sorted([*kept, *_kept_videos([file.parent for file in kept if file.name == MANIFEST])])
+
+
+def _kept_videos(run_dirs: list[Path]) -> list[Path]:
+    """Return the small videos of each arm's run with the lowest seed that has any, up to MOST_VIDEO_BYTES in all."""
+    kept: dict[str, list[Path]] = {}
+    left = MOST_VIDEO_BYTES
+    for arm, _, run_dir in sorted(_seeds(run_dirs)):
+        files = [file for name in VIDEOS if (file := run_dir / name).is_file()]
+        size = sum(file.stat().st_size for file in files)
+        if files and arm not in kept and size <= left:
+            kept[arm] = files
+            left -= size
+    return [file for files in kept.values() for file in files]
+
+
+def _seeds(run_dirs: list[Path]) -> Iterator[tuple[str, int, Path]]:
+    """Yield arm, seed and directory of each run. What separates arms of a study is what `analysis.arms` separates them by."""
+    for run_dir in run_dirs:
+        try:
+            manifest = json.loads((run_dir / MANIFEST).read_text())
+            arm = json.dumps([manifest["method"], flat_config(manifest["config"])], sort_keys=True)
+            yield arm, int(manifest["seed"]), run_dir
+        except (ValueError, KeyError, TypeError, RecursionError):  # damaged: the report says so
+            continue
 
 
 def _add(tar: tarfile.TarFile, file: Path, name: Path) -> None:
     """Add one file, with its JSON rounded line by line; a line that is not JSON stays as it is."""
-    text = file.read_text()
-    parts = text.splitlines(keepends=True) if file.suffix == ".jsonl" else [text]
-    data = "".join(map(_rounded_json, parts)).encode()
+    data = file.read_bytes()
+    if file.name == MANIFEST:
+        data = _without_place(data)
+    if file.suffix in (".json", ".jsonl"):
+        parts = data.decode().splitlines(keepends=True) if file.suffix == ".jsonl" else [data.decode()]
+        data = "".join(map(_rounded_json, parts)).encode()
     entry = tarfile.TarInfo(str(name))
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))
+
+
+def _without_place(manifest: bytes) -> bytes:
+    """Return a manifest in which `runs` stands for where the runs lay; a damaged one stays as it is."""
+    try:
+        value = json.loads(manifest)
+        root, value["config"]["runs_root"] = f"{value['config']['runs_root']}", "runs"
+        told = {key: value[key].replace(f"{root}/", "runs/") for key in ("reason", "traceback") if key in value}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return manifest
+    return json.dumps(value | told).encode()
 
 
 def _rounded_json(text: str) -> str:
@@ -123,7 +168,7 @@ class _Bounded:
 def _is_kept(member: tarfile.TarInfo) -> bool:
     """Return True for a plain file STUDY/mechanism.json, STUDY/RUN/run.json, …; a sparse file may be of any size."""
     parts = Path(member.name).parts
-    return member.type == tarfile.REGTYPE and any(str(Path(*parts[depth:])) in KEPT for depth in (1, 2))
+    return member.type == tarfile.REGTYPE and any(str(Path(*parts[depth:])) in (*KEPT, *VIDEOS) for depth in (1, 2))
 
 
 PACK_AGAIN = "copy it again, or pack the studies again with python -m analysis.archive"
@@ -131,7 +176,7 @@ _FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.archive", description=__doc__.split("\n")[0])
+    parser = Arguments(prog="python -m analysis.archive", description=__doc__.split("\n")[0])
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("archive", type=Path, help=f"the file to write, *{SUFFIX}")
     options = parser.parse_args(arguments)

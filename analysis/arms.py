@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plain
-from flash_grpo.records.identity import is_in_arm
+from flash_grpo.records.identity import ADDED, is_in_arm
 
 LONGEST = 120  # characters of an arm's name
 RATE = "optim.optimizer.lr"
@@ -42,7 +42,9 @@ def _value(config: Any, *keys: str) -> Any:
 
 def named_arms(runs: pd.DataFrame, notes: list[str]) -> pd.Series:
     """Return each run's arm, and add a note on the settings in which runs of one method differ."""
-    settings = pd.DataFrame([_flat_config(config) for config in runs["config"]], index=runs.index).fillna("None")
+    before = {key: str(value) for key, value in ADDED.items()}  # what the configurations of earlier versions mean
+    settings = pd.DataFrame([before | flat_config(config) for config in runs["config"]], index=runs.index)
+    settings = settings.fillna("None")
     arms, apart = runs["method"].copy(), {}
     for (noise, method), some in runs.groupby(["noise", "method"], sort=False):
         differing = [key for key, values in settings.loc[some.index].items() if values.nunique() > 1]
@@ -73,13 +75,12 @@ def _usual(key: str, same_method: pd.DataFrame, same_noise: pd.DataFrame, values
     return usual[0] if len(usual) == 1 else None
 
 
-def _flat_config(config: Any, prefix: str = "") -> dict[str, str]:
+def flat_config(config: Any, prefix: str = "") -> dict[str, str]:
+    """Return by dotted key, as text, the settings of a configuration that separate arms (see `identity.is_in_arm`)."""
     flat = {}
     for key, value in config.items() if isinstance(config, dict) else ():
         if is_in_arm(f"{prefix}{key}"):
-            flat |= (
-                _flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-            )
+            flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
     return flat
 
 

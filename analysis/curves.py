@@ -40,9 +40,10 @@ def cost_unit(cost: str, on_cpu: bool) -> str:
     return _words(cost, on_cpu)[1]
 
 
-def cost_name(cost: str) -> str:
-    """Return the name of the cost as it appears in a title: `device-seconds`."""
-    return COSTS[cost][2][0].lower().replace("pflop", "PFLOP").replace("gpu", "GPU")
+def cost_name(cost: str, on_cpu: bool) -> str:
+    """Return the axis label as it stands inside a title: `device-seconds (CPU-seconds)`, `GPU-days`."""
+    label = cost_label(cost, on_cpu)
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
 
 
 def _words(cost: str, on_cpu: bool) -> tuple[str, str]:
@@ -50,7 +51,8 @@ def _words(cost: str, on_cpu: bool) -> tuple[str, str]:
     return on_processor if on_cpu and on_processor else on_accelerator
 
 
-REWARDS = ("base", "final", "best", "gain", "at_budget", "area", "spent", "device_seconds")
+PHASES = ("rollout", "decode", "reward", "update")
+REWARDS = ("base", "final", "best", "gain", "at_budget", "area", "spent", "device_seconds", "held_out")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     base, final, best: reward at iteration 0, at the last and at the best evaluation. gain: final - base. at_budget: reward
     at `budget` (default: `equal_budget` of all runs); a run that was given a share of the budget alone keeps its last one.
     area: mean height of the curve up to the budget. seconds.*: median wall seconds of an iteration by phase, because a run
-    that was paused or shared its cores has outliers. spent: the run's last cost in units of `cost`.
+    that was paused or shared its cores has outliers. spent: the run's last cost in units of `cost`. held_out: the held-out
+    reward at the last evaluation.
     """
     budget = equal_budget(study, cost) if budget is None else budget
     columns = ["run", "method", "arm", "noise", "seed", "short", "lr", "tuned", "on_cpu"]
@@ -117,6 +120,27 @@ def run_summaries(study: Study, cost: str = "device_seconds", budget: float | No
     per_run = study.iterations.groupby("run", sort=False)
     medians = per_run[seconds].median().assign(iterations=per_run["iteration"].max()).reindex(runs["run"])
     return pd.concat([part.reset_index(drop=True) for part in (runs, rewards, medians)], axis=1).assign(budget=budget)
+
+
+def seconds_per_iteration(summaries: pd.DataFrame) -> pd.Series:
+    """Return the device-seconds of an iteration of each run, on average over the run."""
+    return summaries["device_seconds"] / summaries["iterations"]
+
+
+def times_reference(summaries: pd.DataFrame, arm: str, reference: str = "flash") -> pd.Series:
+    """Return how many times the reference's device-seconds an iteration of the arm takes, paired by seed."""
+    each = summaries.assign(each=seconds_per_iteration(summaries))
+    return by_seed(each, arm, "each") / by_seed(each, reference, "each")
+
+
+def phase_seconds(summaries: pd.DataFrame) -> pd.DataFrame:
+    """Divide each run's device-seconds of an iteration among its phases: a column per phase, which add up to the whole.
+
+    Wall seconds of rank 0 by phase give the shares, because records have had these from the first version on.
+    """
+    phases = [phase for phase in PHASES if f"seconds.{phase}" in summaries]
+    wall = summaries[[f"seconds.{phase}" for phase in phases]].set_axis(phases, axis=1)
+    return wall.div(wall.sum(axis=1), axis=0).mul(seconds_per_iteration(summaries), axis=0)
 
 
 def _rewards(evaluations: pd.DataFrame, cost: str, budget: float, short: bool) -> dict[str, float]:
@@ -133,6 +157,7 @@ def _rewards(evaluations: pd.DataFrame, cost: str, budget: float, short: bool) -
         "area": statistics.area_under_curve(held.cost, held.value, budget),
         "spent": curve.cost[-1],
         "device_seconds": evaluations["cost.device_seconds"].max(),
+        "held_out": next(iter(evaluations["held_out"].dropna()[::-1]), np.nan),
     }
 
 

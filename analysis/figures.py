@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import curves, statistics, style
+from analysis import curves, guarding, statistics, style
 from analysis.curves import Curve
 from analysis.study import Study
 
 LONGEST_BESIDE_ANOTHER = 50  # characters of a legend's entry
 
 
-def reward_against_cost(ax: Axes, study: Study, cost: str = "device_seconds") -> Axes:
-    """Draw the evaluation reward (EMA weights, ODE, fixed noise) of each method against cumulative cost."""
-    _draw_arms(ax, study, study.evaluations, cost, "reward_mean")
-    return _label(ax, study, cost, "Evaluation reward")
+def reward_against_cost(
+    ax: Axes, study: Study, cost: str = "device_seconds", column: str = "reward_mean", label: str = "Evaluation reward"
+) -> Axes:
+    """Draw the reward, or another column, of the evaluations (EMA weights, ODE, fixed noise) against cumulative cost."""
+    _draw_arms(ax, study, study.evaluations, cost, column)
+    guarding.mark_first_flags(ax, study, cost, column)
+    return _label(ax, study, cost, label)
 
 
 def training_curves(
@@ -33,6 +36,21 @@ def training_curves(
     return _label(ax, study, cost, label or "Training reward (smoothed)")
 
 
+def means_and_seeds(study: Study, frame: pd.DataFrame, points: bool = True) -> str:
+    """Return the words on what the curves of a frame are; only on what is drawn. points: of seeds, where there is no band."""
+    done = set(study.runs.loc[study.runs["finished"], "run"])
+    apart = frame.loc[~frame["run"].isin(done), "run"].value_counts()
+    seeds = frame[frame["run"].isin(done)].groupby("arm")["run"].nunique()
+    few, many = (seeds < statistics.SMALLEST_N).any(), (seeds >= statistics.SMALLEST_N).any()
+    words = {
+        "Lines: means over seeds at equal cost.": many or few,
+        "Bands: their pointwise 95 % intervals.": many,
+        f"Points: the seeds, where there are fewer than {statistics.SMALLEST_N}.": few and points,
+        "Thin lines: runs that are not averaged, see the notes.": (apart > 1).any(),
+    }
+    return " ".join(text for text, holds in words.items() if holds)
+
+
 def smoothing_width(iterations: pd.DataFrame) -> int:
     """Return the width of the smoothing: an odd number of records, about 5 % of the longest run."""
     longest = iterations["iteration"].max() if len(iterations) else 0
@@ -40,21 +58,22 @@ def smoothing_width(iterations: pd.DataFrame) -> int:
 
 
 def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
-    """Draw the device-seconds of an iteration by phase and method, with the factor to Flash-GRPO (or the cheapest method).
+    """Draw the device-seconds of an iteration by phase and method, with the factor to Flash-GRPO, paired by seed.
 
     Only wall time is measured by phase, so device-seconds are divided among the phases in proportion to it.
     """
     arms = style.ordered(summaries["arm"])
-    phases = [name for name in ("rollout", "decode", "reward", "update") if f"seconds.{name}" in summaries]
     shades = {"rollout": 1.0, "decode": 0.8, "update": 0.62, "reward": 0.32}
-    totals = {arm: _phase_means(summaries, arm, phases).sum() for arm in arms}
-    reference = totals.get("flash", min(totals.values(), default=np.nan))
+    means = {arm: curves.phase_seconds(summaries[summaries["arm"] == arm]).mean() for arm in arms}
+    phases = [phase for phase in curves.PHASES if f"seconds.{phase}" in summaries]
     for row, arm in enumerate(arms):
         left = 0.0
-        for phase, seconds in _phase_means(summaries, arm, phases).items():
+        for phase, seconds in means[arm].items():
             ax.barh(row, seconds, left=left, height=0.62, color=style.look(arm).color, alpha=shades[phase], linewidth=0)
             left += seconds
-        note = f" {f'{left:.3g}' if left < 1000 else f'{left:,.0f}'} s  ({left / reference:.2f}×)"
+        factor = curves.times_reference(summaries, arm).mean()
+        times = f"  ({factor:.2f}×)" if np.isfinite(factor) else ""
+        note = f" {f'{left:.3g}' if left < 1000 else f'{left:,.0f}'} s{times}"
         ax.text(left, row, note, va="center", fontsize=8, color="#333333")
     for phase in phases:
         ax.barh(np.nan, np.nan, color="#444444", alpha=shades[phase], label=phase)
@@ -68,13 +87,6 @@ def cost_bars(ax: Axes, study: Study, summaries: pd.DataFrame) -> Axes:
     return ax
 
 
-def _phase_means(summaries: pd.DataFrame, arm: str, phases: list[str]) -> pd.Series:
-    rows = summaries[summaries["arm"] == arm]
-    wall = rows[[f"seconds.{phase}" for phase in phases]].rename(columns=lambda name: name.removeprefix("seconds."))
-    shares = wall.div(wall.sum(axis=1), axis=0)
-    return shares.mul(rows["device_seconds"] / rows["iterations"], axis=0).mean()
-
-
 def _draw_arms(
     ax: Axes, study: Study, frame: pd.DataFrame, cost: str, column: str, smooth: int = 1, marked: bool = True
 ) -> None:
@@ -83,22 +95,31 @@ def _draw_arms(
         rows = frame[frame["arm"] == arm]
         done = rows["run"].isin(finished)
         for curve in curves.seed_curves(rows[~done], cost, column, smooth):
-            ax.plot(curve.cost, curve.value, color=style.look(arm).color, linewidth=0.7, alpha=0.6)
-        if seeds := curves.seed_curves(rows[done], cost, column, smooth):
+            ax.plot(curve.cost, curve.value, color=style.look(arm).color, linewidth=0.7, alpha=0.6, gid=arm)
+        if seeds := _held(study, rows[done], cost, column, smooth):
             _draw_mean(ax, seeds, arm, index, marked)
+
+
+def _held(study: Study, rows: pd.DataFrame, cost: str, column: str, smooth: int) -> list[Curve]:
+    """Return the curves of an arm's runs; one that a guard ended early keeps its last value as far as the longest goes."""
+    stopped = rows["run"].isin(study.runs.loc[study.runs["stopped"].astype(bool), "run"])
+    whole, early = (curves.seed_curves(some, cost, column, smooth) for some in (rows[~stopped], rows[stopped]))
+    end = max((curve.cost[-1] for curve in (*whole, *early)), default=0.0)
+    return [*whole, *(curve.held_to(end) for curve in early)]
 
 
 def _draw_mean(ax: Axes, seeds: list[Curve], arm: str, index: int, marked: bool) -> None:
     look = style.look(arm)
     grid, values_SG = curves.on_common_grid(seeds)
     line = look.line_style | {"label": look.label(len(seeds))}
-    ax.plot(grid, values_SG.mean(0), **line, markevery=(3 + 2 * index % 11, 16), zorder=3)
+    ax.plot(grid, values_SG.mean(0), **line, markevery=(3 + 2 * index % 11, 16), zorder=3, gid=arm)
     low, high = statistics.mean_interval(values_SG)
     if len(seeds) >= statistics.SMALLEST_N:
-        ax.fill_between(grid, low, high, color=look.color, alpha=0.14, linewidth=0, zorder=2)
+        ax.fill_between(grid, low, high, color=look.color, alpha=0.14, linewidth=0, zorder=2, gid=arm)
     elif marked:
         for curve in seeds:
-            ax.plot(curve.cost, curve.value, look.marker, color=look.color, markersize=3, alpha=0.5, linewidth=0)
+            points = {"color": look.color, "markersize": 3, "alpha": 0.5, "linewidth": 0, "gid": arm}
+            ax.plot(curve.cost, curve.value, look.marker, **points)
 
 
 def _label(ax: Axes, study: Study, cost: str, what: str) -> Axes:

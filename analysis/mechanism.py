@@ -203,8 +203,8 @@ def alignment_table(measurements: pd.DataFrame) -> pd.DataFrame:
     some, rows = measurements[measurements["quantity"] == "alignment"], []
     for noise, part in curves.by_noise(some):
         for arm in style.ordered(part["method"]):
-            cosine = part.loc[part["method"] == arm, "value"].to_numpy(dtype=float)
-            seconds = part.loc[part["method"] == arm, "device_seconds"].to_numpy(dtype=float)
+            mine = part[part["method"] == arm]
+            cosine, seconds = (mine[name].to_numpy(dtype=float) for name in ("value", "device_seconds"))
             rows.append(
                 {
                     "Method": style.look(arm).name,

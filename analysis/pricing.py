@@ -137,8 +137,13 @@ def counts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _evaluations_per_velocity(config: dict) -> int:
-    """Return the forwards of one velocity in this run: 2 with classifier-free guidance."""
-    return 1 if config.get("model", {}).get("guidance", 1) == 1 else 2
+    """Return the forwards of one velocity in this run: 2 with classifier-free guidance in rollouts, in training or in both.
+
+    A phase that differs from the other saves half of its forwards on a model whose price is one with guidance, too.
+    """
+    models = config.get("model", {}).get("guidance", 1)
+    phases = [(config.get(phase) or {}).get("guidance") for phase in ("rollout", "training")]
+    return 2 if any((models if own is None else own) != 1 for own in phases) else 1
 
 
 def _videos_per_iteration(config: dict) -> float:

@@ -16,9 +16,9 @@ from analysis.study import Study
 from flash_grpo.records.prices import SHOWN, Prices
 
 INCLUDED = {"transformer": TRANSFORMER, "+ decodes": (*TRANSFORMER, "decode"), "+ rewards": pricing.PHASES}
-MEASURED = ("Stability", "Mechanism")  # sections without a cost of training in them
+MEASURED = ("Before and after", "Stability", "Mechanism", "What was run")  # sections without a cost of training in them
 CAPTIONS = {"cost_per_iteration": "Counts of an iteration × unit prices. Factors are to Flash-GRPO."}
-RANKING = """All costs of training on this page are estimates, see the note above. The ranking is of the methods' mean rewards,
+RANKING = """All costs of training on this page are estimates, see the notes. The ranking is of the methods' mean rewards,
 on each SDE, at the largest cost that all runs reached, which stands in parentheses."""
 
 
@@ -112,11 +112,11 @@ def _marked(section: Section, by: Pricing) -> Section:
 
 
 def _marked_item(item: Shown, by: Pricing) -> Shown:
-    if "_against_pflop" in item.name:  # this study's own PFLOP, as counted
-        return item
+    if "_against_pflop" in item.name or (item.figure is None and item.table is None):
+        return item  # this study's own PFLOP, as counted; or words without a cost
     if item.figure is not None:
         _write_above(item.figure, by.title)
-    caption = CAPTIONS.get(item.name, item.caption)
+    caption = next((words for name, words in CAPTIONS.items() if item.name.startswith(name)), item.caption)
     caption = caption if item.figure else f"{caption} Costs: {by.title}."
     return replace(item, title=f"{item.title} ({by.title})", caption=caption)
 

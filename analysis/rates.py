@@ -4,7 +4,6 @@ The rule, see `sweeps/lr.yaml`: of each method and SDE the smallest rate that is
 standard error of their paired difference over seeds. A best rate at the end of the grid asks for the next one to be run.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 
 from analysis.render import to_terminal
 from analysis.study import Study, load_study
+from flash_grpo.arguments import Arguments
 
 MIN_SEEDS = 2  # a standard error needs two
 
@@ -54,10 +54,12 @@ def table(study: Study) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.rates", description=__doc__.split("\n")[0])
+    parser = Arguments(prog="python -m analysis.rates", description=__doc__.split("\n")[0])
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="a study's directory or archive")
     study = load_study(*parser.parse_args(argv).studies)
-    print(to_terminal(table(study)) if len(study.runs) else "no runs")
+    if not len(study.runs):
+        parser.exit(2, f"error: {' '.join(study.notes)}\n")
+    print(to_terminal(table(study)))
     for note in study.notes:
         print(f"note: {note}")
 

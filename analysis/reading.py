@@ -23,8 +23,8 @@ from flash_grpo.records.files import MANIFEST, RECORDS, RESTORE, read_object, re
 from flash_grpo.records.schema import Cost, EvalRecord, IterationRecord, RunManifest
 
 RECORD_TYPES = {"iteration": IterationRecord, "evaluation": EvalRecord}
-FLATTENED = ("cost", "seconds", "reward_parts", "steps")
-KEPT_WHOLE = ("kind", "prompt_rewards")
+FLATTENED = ("cost", "seconds", "reward_parts", "held_out_parts", "steps")
+KEPT_WHOLE = ("kind", "prompt_rewards", "held_out_prompts", "flags")
 
 
 @dataclass
@@ -79,7 +79,8 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
         "tuned": is_tuned(config, manifest["method"], noise),
         "model": plain.name(manifest.get("model") or "unknown"),
         "seed": manifest["seed"],
-        "short": _is_short(config),
+        "short": _is_short(config) or _is_stopped(manifest),
+        "stopped": _is_stopped(manifest),
         "status": plain.name(_status(manifest)),
         "reason": plain.words(manifest.get("reason") or ""),
         "device": plain.name(str(hardware.get("device", "unknown"))),
@@ -87,7 +88,24 @@ def _run_row(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
         "world_size": manifest.get("world_size") or 1,
         "config": config,
         "git": manifest.get("git") or {},
+        "day": _day(manifest.get("starts") or []),
+        "prompts": plain.words(manifest.get("prompts_hash") or ""),
+        "processor": _processor(hardware),
+        "versions": plain.words(
+            ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items())
+        ),
     }
+
+
+def _day(starts: list[dict[str, Any]]) -> str:
+    """Return the date of the run's first start, 2026-01-31; '' if it is not known."""
+    return plain.words(starts[0].get("time") or "")[:10] if starts else ""
+
+
+def _processor(hardware: dict[str, Any]) -> str:
+    """Return `x86_64, 2 cores, 2 threads`, of what is known."""
+    counts = [f"{hardware[name]} {name}" for name in ("cores", "threads") if isinstance(hardware.get(name), int)]
+    return plain.words(", ".join([str(hardware.get("device", "unknown")), *counts]))
 
 
 def _is_short(config: Any) -> bool:
@@ -95,6 +113,11 @@ def _is_short(config: Any) -> bool:
     budget = config.get("budget") if isinstance(config, dict) else None
     share = budget.get("share", 1.0) if isinstance(budget, dict) else 1.0
     return isinstance(share, int | float) and share < 1
+
+
+def _is_stopped(manifest: dict[str, Any]) -> bool:
+    """Return True if a guard has ended the run before its budget was spent."""
+    return _status(manifest) == "completed" and bool(manifest.get("reason"))
 
 
 def _status(manifest: dict[str, Any]) -> str:
@@ -146,9 +169,15 @@ def _columns_of(kind: str, run: str, records: list[dict], notes: list[str]) -> d
             absent += lacking
         elif name not in FLATTENED:
             columns[name] = _column(name, values)
-    if absent:
+    if absent := [name for name in absent if name not in _optional(kind)]:
         notes.append(f"{kind} records lack {', '.join(absent)} (older version?): shown as missing.")
     return columns
+
+
+def _optional(kind: str) -> set[str]:
+    """Return the fields that a later version has added: they have a value that stands for their absence."""
+    fields = dataclasses.fields(RECORD_TYPES[kind])
+    return {item.name for item in fields if not item.default is item.default_factory is dataclasses.MISSING}
 
 
 def _flat(name: str, values: Sequence[dict | list | None]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -147,7 +147,8 @@ def to_html(table: pd.DataFrame) -> str:
         "".join(_html_cell(name, kinds[name], table[name].iloc[row], text[name].iloc[row]) for name in table.columns)
         for row in range(len(table))
     ]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="sorts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _css_class(values: Sequence) -> str:
@@ -160,7 +161,8 @@ def _html_cell(name: str, kind: str, value: object, text: str) -> str:
     if isinstance(value, Estimate | float):
         number, _, interval = shown.replace("-", MINUS).partition(" ")
         shown = number + (f' <span class="interval">{interval}</span>' if interval else "")
-    mark = text if text in ("supported", "contradicted") else ""
+    first, _, rest = text.partition(":")
+    mark = first if first in ("supported", "contradicted") and ";" not in rest else ""
     return f'<td class="{kind} {mark}" data-label="{html.escape(name)}"><span>{shown}</span></td>'
 
 

@@ -1,115 +1,83 @@
-"""Make the sections of the report, in order. A section is a function that yields figures and tables with captions."""
+"""Make the sections of the report, in order. A section is a function that yields what it shows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from analysis import ablation, curves, figures, frontier, mechanism, paper, stability, style, tables, verdicts
+from analysis import (
+    ablation,
+    curves,
+    figures,
+    guarding,
+    paper,
+    readings,
+    settings,
+    stability,
+    style,
+    summary,
+    tables,
+    videos,
+)
 from analysis.captions import (
     ABLATION,
+    CHANGED,
+    CLAIMS,
     FRONTIER,
+    GUARDS,
     HOLM,
     LAMBDA,
     MEANS,
     MECHANISM,
-    REPEATS,
+    PHASES,
     STABILITY,
     TO_TARGET,
     VERDICTS,
+    VIDEOS,
 )
 from analysis.drawing import drawn, drawn_pair
+from analysis.measured import mechanisms
+from analysis.panels import evaluation_panels, training_panels
+from analysis.shown import Material, Section, Shown, material
+from analysis.sooner import sooner
 from analysis.study import Study
 
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A figure or a table with its caption. name: its file name. folded: hidden on the page until clicked."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure | None = None
-    table: pd.DataFrame | None = None
-    folded: bool = False
-
-    def __post_init__(self) -> None:
-        """Drop the column that names the SDE noise if the table has only one."""
-        if self.table is not None and "SDE noise" in self.table and self.table["SDE noise"].nunique() < 2:
-            object.__setattr__(self, "table", self.table.drop(columns="SDE noise"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A section of the report: a title, a paragraph, and figures and tables."""
-
-    title: str
-    text: str
-    shown: list[Shown]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """The data that every section is made from.
-
-    summaries: see `curves.run_summaries`. measurements: see `mechanism.load_mechanism`. cost: a key of `curves.COSTS`.
-    target: the reward for cost-to-target, None for the default.
-    """
-
-    study: Study
-    summaries: pd.DataFrame
-    measurements: pd.DataFrame
-    cost: str
-    target: float | None = None
-
-    def by_noise(self) -> Iterator[tuple[str, str, Study]]:
-        """Yield for each SDE noise a file suffix, words for a title, and the study's runs with this noise.
-
-        Suffix and words are empty if the study has only one noise.
-        """
-        noises = style.ordered_noises(self.study.runs["noise"])
-        for noise in noises:
-            suffix_and_words = (f"_{noise}", f", {style.noise_name(noise)}") if len(noises) > 1 else ("", "")
-            yield *suffix_and_words, self.study.with_noise(noise)
-
-
-def material(study: Study, cost: str, target: float | None = None) -> Material:
-    measurements, notes = mechanism.load_mechanism(study.paths)
-    study.notes.extend(note for note in notes if note not in study.notes)
-    summaries = curves.run_summaries(study, cost)
-    return Material(study=study, summaries=summaries, measurements=measurements, cost=cost, target=target)
+__all__ = ["Material", "Section", "Shown", "all_sections", "evaluation_panels", "material", "mechanisms"]
 
 
 def all_sections(given: Material) -> list[Section]:
     """Return every section that has something to show."""
     makers = {
-        "What this study can and cannot show": (claims, ""),
-        "Reward against cost": (rewards, "Bands: pointwise 95 % interval of the mean over seeds, at equal cost."),
+        "The paper's claims in this study": (claims, ""),
+        "Reward against cost": (rewards, ""),
+        "Before and after": (before_and_after, ""),
+        "What else changed": (evaluation_panels, CHANGED),
         "How much sooner": (sooner, FRONTIER),
         "Ablation": (ablations, ABLATION),
         "Cost": (costs, ""),
         "Stability": (steadiness, STABILITY),
+        "Guards": (guarded, GUARDS),
         "Mechanism": (mechanisms, MECHANISM),
         "Beside the paper": (beside_the_paper, "The paper's numbers are single runs without intervals."),
         "Every run": (every_run, ""),
+        "What was run": (settings.shown, ""),
     }
     made = [Section(title=title, text=text, shown=list(maker(given))) for title, (maker, text) in makers.items()]
     return [section for section in made if section.shown]
 
 
 def claims(given: Material) -> Iterator[Shown]:
-    if len(given.summaries) or len(given.measurements):
-        table = verdicts.verdicts(given.study, given.summaries, given.measurements, given.cost)
-        caption = f"{MEANS} {VERDICTS} {LAMBDA}"
-        yield Shown(name="verdicts", title="The paper's claims in this study", caption=caption, table=table)
+    if not len(given.summaries) and not len(given.measurements):
+        return
+    if summary.tested(given.verdicts):
+        table = summary.summary_table(given.verdicts)
+        yield Shown(name="claims", title="Verdicts", caption=CLAIMS, table=table)
+    caption = f"{MEANS} {VERDICTS} {LAMBDA}"
+    title = "Every comparison, with n and p"
+    yield Shown(name="verdicts", title=title, caption=caption, table=given.verdicts, folded=True)
 
 
 def comparison(given: Material) -> Iterator[Shown]:
     if len(given.summaries):
-        caption = f"{MEANS} Evaluation: EMA weights, ODE sampler, the same noise for every method."
-        table = tables.comparison_table(given.study, given.summaries, given.cost)
-        yield Shown(name="comparison", title="Comparison", caption=caption, table=table)
+        caption = f"{MEANS} Evaluation: EMA weights, ODE sampler, the same noise for every method. {PHASES}"
+        yield Shown(name="comparison", title="Comparison", caption=caption, table=given.comparison)
 
 
 def rewards(given: Material) -> Iterator[Shown]:
@@ -118,27 +86,40 @@ def rewards(given: Material) -> Iterator[Shown]:
         for cost in dict.fromkeys([given.cost, "pflop"]) if len(study.evaluations) else ():
             yield Shown(
                 name=f"reward_against_{cost}{suffix}",
-                title=f"Evaluation reward against {curves.cost_name(cost)}{words}",
-                caption="" if study.runs["finished"].all() else "Thin lines: runs that have not completed.",
+                title=f"Evaluation reward against {curves.cost_name(cost, study.on_cpu)}{words}",
+                caption=figures.means_and_seeds(study, study.evaluations),
                 figure=drawn(lambda ax, study=study, cost=cost: figures.reward_against_cost(ax, study, cost)),
+                reading=readings.of_curves(readings.AT_EQUAL_COST, study, study.evaluations, cost),
             )
         if len(study.iterations):
             yield _training(study, given.cost, suffix, words)
 
 
 def _training(study: Study, cost: str, suffix: str, words: str) -> Shown:
-    caption = "Not comparable between plans: full-trajectory rollouts end in SDE noise, one-step rollouts do not. "
+    caption = "Not comparable between plans: full-trajectory rollouts end in SDE noise, one-step rollouts do not."
+    lines = figures.means_and_seeds(study, study.iterations, points=False)
+    smooth = figures.smoothing_width(study.iterations)
     return Shown(
         name=f"training_against_{cost}{suffix}",
         title=f"Training reward{words}",
-        caption=f"{caption}Smoothed over {figures.smoothing_width(study.iterations)} iterations.",
+        caption=f"{caption} {lines} Smoothed over {smooth} iterations.",
         figure=drawn(lambda ax: figures.training_curves(ax, study, cost)),
+        reading=readings.of_training(study, cost, smooth),
     )
 
 
-def sooner(given: Material) -> Iterator[Shown]:
-    if len(table := frontier.frontier_table(given.study, given.summaries, given.cost)):
-        yield Shown(name="frontier", title="Cost to Flash-GRPO's final reward", caption=MEANS, table=table)
+def before_and_after(given: Material) -> Iterator[Shown]:
+    for suffix, words, study in given.by_noise():
+        found, absent = videos.sheets(study)
+        for index, sheet in enumerate(found):
+            yield Shown(
+                name=f"before_and_after{suffix}{f'_{index + 1}' * bool(index)}",
+                title=f"Videos before and after training{words}",
+                caption=f"{VIDEOS} {absent}".strip(),
+                videos=sheet,
+            )
+        if not found and absent:
+            yield Shown(name=f"no_videos{suffix}", title=f"No videos{words}", caption=absent)
 
 
 def ablations(given: Material) -> Iterator[Shown]:
@@ -157,7 +138,8 @@ def ablations(given: Material) -> Iterator[Shown]:
             part = differences[differences["SDE noise"] == noise]
             forest = drawn(lambda ax, part=part: ablation.difference_forest(ax, part), legend=False)
             title = ", ".join(filter(None, ["Differences from Flash-GRPO", style.noise_name(noise)]))
-            yield Shown(name=f"difference_forest_{noise}", title=title, caption=MEANS, figure=forest)
+            read = readings.of_differences(part)
+            yield Shown(name=f"difference_forest_{noise}", title=title, caption=MEANS, figure=forest, reading=read)
 
 
 def costs(given: Material) -> Iterator[Shown]:
@@ -167,61 +149,45 @@ def costs(given: Material) -> Iterator[Shown]:
             name="cost", title="Cost of an iteration", caption=caption, table=tables.cost_table(given.summaries)
         )
     if any(name.startswith("seconds.") for name in given.summaries) and len(given.summaries):
-        bars = drawn(lambda ax: figures.cost_bars(ax, given.study, given.summaries), legend=False)
-        caption = "Divided by rank 0's wall time of rollout, decoding, reward and update. Factors are to Flash-GRPO."
-        yield Shown(name="cost_per_iteration", title="Device-seconds per iteration", caption=caption, figure=bars)
+        yield from _cost_bars(given)
+
+
+def _cost_bars(given: Material) -> Iterator[Shown]:
+    for suffix, words, study in given.by_noise():
+        part = given.summaries[given.summaries["run"].isin(study.runs["run"])]
+        yield Shown(
+            name=f"cost_per_iteration{suffix}",
+            title=f"Device-seconds per iteration{words}",
+            caption=f"{PHASES} Factors are to Flash-GRPO, as in the table.",
+            figure=drawn(lambda ax, study=study, part=part: figures.cost_bars(ax, study, part), legend=False),
+            reading=readings.of_costs(part),
+        )
 
 
 def steadiness(given: Material) -> Iterator[Shown]:
     if len(table := stability.stability(given.study)):
         yield Shown(name="stability", title="Collapsed seeds", caption=f"{MEANS} Wilson's intervals.", table=table)
-    for suffix, words, study in given.by_noise():
-        for column, label in stability.PANELS.items():
-            if study.iterations[column].notna().any():
-                panel = drawn(lambda ax, study=study, column=column: stability.stability_curves(ax, study, column))
-                caption = f"Smoothed over {figures.smoothing_width(study.iterations)} iterations."
-                yield Shown(name=f"{column}{suffix}", title=f"{label}{words}", caption=caption, figure=panel)
+    yield from training_panels(given)
 
 
-def mechanisms(given: Material) -> Iterator[Shown]:
-    """Yield tables first, so that the figures are side by side."""
-    measured = set(given.measurements["quantity"])
-    makers = {
-        "gradient_norm": ("gradient_norms", "Gradient norm and λ", mechanism.gradient_table),
-        "variance_share": ("variance_shares", "What explains rewards in a group", mechanism.variance_shares),
-        "alignment": ("alignment", "Estimator alignment", mechanism.alignment_table),
-    }
-    for quantity, (name, title, table) in makers.items():
-        if quantity in measured:
-            caption = f"{REPEATS} {LAMBDA}" if quantity == "gradient_norm" else REPEATS
-            yield Shown(name=name, title=title, caption=caption, table=table(given.measurements))
-    for quantity, panels in (("gradient_norm", _gradients), ("alignment", _alignments), ("variance_share", _shares)):
-        if quantity in measured:
-            yield from panels(given.measurements)
-
-
-def _gradients(measurements: pd.DataFrame) -> Iterator[Shown]:
-    norms = measurements[measurements["quantity"] == "gradient_norm"]
-    for noise in style.ordered_noises(norms["noise"]):
-        panel = drawn(lambda ax, noise=noise: mechanism.gradient_against_lambda(ax, norms, noise))
-        title = f"Gradient norm against λ, {style.noise_name(noise)}"
-        caption = f"{REPEATS} Open markers: steps that a one-step method does not train."
-        yield Shown(name=f"gradient_against_lambda_{noise}", title=title, caption=caption, figure=panel)
-
-
-def _alignments(measurements: pd.DataFrame) -> Iterator[Shown]:
-    table = mechanism.alignment_table(measurements)
-    for noise in style.ordered_noises(table["SDE noise"]):
-        part = table[table["SDE noise"] == noise]
-        for column in ("Cosine", "Cosine per device-second"):
-            panel = drawn(lambda ax, part=part, column=column: mechanism.alignment(ax, part, column), legend=False)
-            name = f"{column.lower().replace(' ', '_').replace('-', '_')}_{noise}"
-            yield Shown(name=name, title=f"{column}, {style.noise_name(noise)}", caption=REPEATS, figure=panel)
-
-
-def _shares(measurements: pd.DataFrame) -> Iterator[Shown]:
-    panel = drawn(lambda ax: mechanism.variance_by_source(ax, measurements), legend=False)
-    yield Shown(name="variance_by_source", title="What explains rewards in a group", caption=REPEATS, figure=panel)
+def guarded(given: Material) -> Iterator[Shown]:
+    found = guarding.flagged(given.study)
+    if not len(given.summaries) or not (
+        len(found) or given.study.evaluations[[*guarding.MEASURED.values()]].notna().any(axis=None)
+    ):
+        return
+    table = guarding.guards_table(given.study, found, given.cost)
+    yield Shown(name="guards", title="Runs in which a guard held", caption=MEANS, table=table)
+    if len(found):
+        runs = guarding.flagged_table(given.study, found, given.cost)
+        caption = "Each guard's first evaluation in each run; on the curves above it is ringed."
+        yield Shown(
+            name="flagged_runs",
+            title=f"When and why, {len(runs)} times",
+            caption=caption,
+            table=runs,
+            folded=len(runs) > 12,
+        )
 
 
 def table1(given: Material) -> Iterator[Shown]:
@@ -240,7 +206,9 @@ def beside_the_paper(given: Material) -> Iterator[Shown]:
                 title = f"The layout of Figure {figure[-1]}{words}"
                 caption = "Dotted with open markers: the paper's curves, read off its figures (about ±0.05), n = 1."
                 caption = caption if paper.matches_paper(given.study) else "Another model or reward: no paper curves."
-                yield Shown(name=f"{figure}{suffix}", title=title, caption=caption, figure=pair)
+                some = study.only(arms)
+                read = readings.of_curves(readings.AT_EQUAL_COST, some, some.evaluations, cost)
+                yield Shown(name=f"{figure}{suffix}", title=title, caption=caption, figure=pair, reading=read)
 
 
 def every_run(given: Material) -> Iterator[Shown]:

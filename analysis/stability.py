@@ -18,6 +18,12 @@ PANELS = {
     "ratio_drift": "Ratio drift (before the update)",
     "clip_fraction": "Clip fraction",
 }
+FURTHER_PANELS = {
+    "approx_kl": "KL of the update (approximate)",
+    "base_kl": "KL to the base",
+    "within_group_std": "Reward std within groups",
+    "groups_without_spread": "Share of groups without spread",
+}
 LOGARITHMIC = ("gradient_norm", "ratio_drift")
 
 
@@ -26,18 +32,10 @@ def run_outcomes(study: Study) -> pd.DataFrame:
     evaluations = dict(list(study.evaluations.groupby("run", sort=False)))
     rows = []
     for run in study.runs[study.runs["status"].isin(["completed", "failed"]) | study.runs["finished"]].itertuples():
-        some = evaluations.get(run.run)
-        blew_up = run.status == "failed" and bool(pd.Series(run.reason).str.contains(NOT_FINITE, case=False).item())
-        rows.append(
-            {
-                "run": run.run,
-                "arm": run.arm,
-                "noise": run.noise,
-                "collapsed": blew_up or _ended_below_base(some),
-                "fell_back": _fell_back(some),
-                "failed": run.status == "failed",
-            }
-        )
+        some, failed = evaluations.get(run.run), run.status == "failed"
+        blew_up = failed and bool(pd.Series(run.reason).str.contains(NOT_FINITE, case=False).item())
+        collapsed = blew_up or _ended_below_base(some)
+        rows.append((run.run, run.arm, run.noise, collapsed, _fell_back(some), failed))
     return pd.DataFrame(rows, columns=["run", "arm", "noise", "collapsed", "fell_back", "failed"])
 
 
@@ -84,8 +82,8 @@ def stability(study: Study) -> pd.DataFrame:
 
 
 def stability_curves(ax: Axes, study: Study, column: str, cost: str = "iterations") -> Axes:
-    """Draw one of `PANELS` over the course of the runs, with mean and band over seeds."""
-    figures.training_curves(ax, study, cost, column, PANELS[column])
+    """Draw one of `PANELS` or FURTHER_PANELS over the course of the runs, with mean and band over seeds."""
+    figures.training_curves(ax, study, cost, column, (PANELS | FURTHER_PANELS)[column])
     values = study.iterations[column].dropna()
     if column in LOGARITHMIC and len(values) and 0 < values.min() < values.max():
         ax.set_yscale("log")

@@ -1,6 +1,7 @@
 """Load a study: the runs of `runs/<study>/` as three data frames, and notes on problems that a reader should know of."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ RUN_COLUMNS = (
     "model",
     "seed",
     "short",
+    "stopped",
     "status",
     "reason",
     "finished",
@@ -33,10 +35,15 @@ RUN_COLUMNS = (
     "world_size",
     "config",
     "git",
+    "day",
+    "prompts",
+    "processor",
+    "versions",
     "path",
 )
 # Characters. Names of runs are directories' names; an arm's name must fit into a legend.
 LONGEST_RUN, LONGEST_NOTE = 255, 2000
+MOST_NAMES = 10  # of runs, in a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +51,9 @@ class Study:
     """The runs of a study. runs: a row per run. iterations, evaluations: a row per record, with its method, arm, noise, seed.
 
     An arm is what is averaged over seeds: a method, or a method with its unusual settings (see `analysis.arms`).
-    runs.short: True if the run was given a share of the budget only (`budget.share`); its last reward is what the rest would
-    have left. runs.finished: True if the run's last evaluation is compared. Completed runs are; while none has completed,
-    all are.
+    runs.short: True if the run was given a share of the budget only (`budget.share`), or ended early; its last reward is what
+    the rest would have left. runs.stopped: True if a guard ended the run early (`stop_when`). runs.finished: True if the
+    run's last evaluation is compared. Completed runs are; while none has completed, all are.
     """
 
     name: str
@@ -83,7 +90,7 @@ class Study:
 
 
 def load_study(*paths: Path | str) -> Study:
-    """Read every run directory under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
+    """Read every run directory at or under the paths (or archives), as one study; 1,000 runs of 300 records in under 10 s.
 
     Nothing that is on disk raises: what cannot be read, or an archive that would unpack to more than `analysis.archive`
     allows, is named in the notes, and the rest is shown.
@@ -124,31 +131,41 @@ def _name_of(run_dir: Path, of_several: bool) -> str:
 
 
 def _notes_of(loaded: Sequence[LoadedRun]) -> list[str]:
-    """Return the runs' notes. A note that more than three runs share is said once."""
-    runs_with: dict[str, list[str]] = {}
+    """Return the runs' notes. One that more than three runs have, be it with other numbers, is said once."""
+    alike: dict[str, list[tuple[str, str]]] = {}
     for run in loaded:
         for note in run.notes:
-            runs_with.setdefault(note, []).append(run.name)
-    return [
-        f"{text}: {note}"
-        for note, names in runs_with.items()
-        for text in (names if len(names) <= 3 else [f"{len(names)} of {len(loaded)} runs"])
-    ]
+            alike.setdefault(re.sub(r"\d+", "#", note), []).append((run.name, note))
+    return [line for same in alike.values() for line in _said(same, len(loaded))]
+
+
+def _said(same: list[tuple[str, str]], of: int) -> list[str]:
+    if len(same) <= 3:
+        return [f"{name}: {note}" for name, note in same]
+    first, note = same[0]
+    differ = f" (the numbers are those of {first}; they differ)" * (len({text for _, text in same}) > 1)
+    return [f"{len({name for name, _ in same})} of {of} runs: {note}{differ}"]
 
 
 def _run_directories(path: Path, notes: list[str]) -> list[Path]:
     if not path.is_dir():
         notes.append(f"{path} is not a directory: there is no study to read.")
         return []
+    if _is_run(path):
+        return [path]
     try:
         items = sorted(path.iterdir())
     except OSError as error:
         notes.append(f"{path} cannot be read ({error.strerror}).")
         return []
-    run_dirs = [item for item in items if item.is_dir() and ((item / MANIFEST).exists() or (item / RECORDS).exists())]
+    run_dirs = [item for item in items if item.is_dir() and _is_run(item)]
     if not run_dirs:
         notes.append(f"{path} holds no runs (a run is a directory with a {MANIFEST}): there is nothing to show yet.")
     return run_dirs
+
+
+def _is_run(path: Path) -> bool:
+    return (path / MANIFEST).exists() or (path / RECORDS).exists()
 
 
 def _frame(kind: str, parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
@@ -180,15 +197,22 @@ def _finished(runs: pd.DataFrame, evaluations: pd.DataFrame, notes: list[str]) -
         notes.append(f"No run has completed ({counts}): every number is computed from the records so far.")
         completed |= True
     for status, some in runs[~completed].groupby("status"):
-        named = "; ".join(f"{row.run} ({row.reason})" if row.reason else row.run for row in some.itertuples())
+        named = _some([f"{row.run} ({row.reason})" if row.reason else row.run for row in some.itertuples()], "; ")
         notes.append(
-            f"{len(some)} of {len(runs)} runs {status}: thin lines in curves, not in averages and tables: {named}."
+            f"{len(some)} of {len(runs)} runs {status}: not in averages and tables; curves show them as thin lines, as far as "
+            f"they have records: {named}."
         )
     length = evaluations.groupby("run", observed=True)["iteration"].max()
     evaluated = runs["run"].isin(length[length > 0].index)
     if unevaluated := list(runs.loc[completed & ~evaluated, "run"]):
-        notes.append(f"Not evaluated after the start, so not in averages and tables: {', '.join(unevaluated)}.")
+        notes.append(f"Not evaluated after the start, so not in averages and tables: {_some(unevaluated)}.")
     return list(completed & evaluated & ~_repeats(runs, length, completed, notes))
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    """Join the names; of more than MOST_NAMES only the first ones, with how many there are besides."""
+    rest = len(names) - MOST_NAMES
+    return between.join(names[:MOST_NAMES]) + (f"{between}and {rest} more" if rest > 0 else "")
 
 
 def _repeats(runs: pd.DataFrame, length: pd.Series, completed: pd.Series, notes: list[str]) -> pd.Series:

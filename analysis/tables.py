@@ -9,13 +9,14 @@ from analysis import curves, paper, style
 from analysis.statistics import Estimate, mean_estimate
 from analysis.study import Study
 
-PHASES = ("rollout", "decode", "reward", "update")
+AT_EQUAL_COST = "Reward at"  # the comparison table's column begins so
+EACH = "Device-seconds per iteration"
 
 
 def comparison_table(study: Study, summaries: pd.DataFrame, cost: str = "device_seconds") -> pd.DataFrame:
     """Return a row per method and SDE noise: means over finished seeds with 95 % intervals, or the seeds' values if n < 3."""
     budget = curves.equal_budget(study, cost)
-    at_budget = f"Reward at {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
+    at_budget = f"{AT_EQUAL_COST} {budget:.3g} {curves.cost_unit(cost, study.on_cpu)}"
     rows = [_comparison_row(study, rows, arm, noise, at_budget) for noise, arm, rows in arms(summaries)]
     return pd.DataFrame(rows)
 
@@ -31,17 +32,18 @@ def arms(summaries: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _comparison_row(study: Study, rows: pd.DataFrame, arm: str, noise: str, at_budget: str) -> dict:
     started = int(((study.runs["arm"] == arm) & (study.runs["noise"] == noise)).sum())
-    phases = [phase for phase in PHASES if f"seconds.{phase}" in rows]
+    phases = curves.phase_seconds(rows)
     return {
         "Method": style.look(arm).name,
         "SDE noise": noise,
         "n": str(len(rows)) if len(rows) == started else f"{len(rows)} of {started}",
         "Evaluation reward": _mean(rows, "final"),
         "Gain over base": replace(_mean(rows, "gain"), signed=True),
+        **({"Held-out reward": _mean(rows, "held_out")} if study.evaluations["held_out"].notna().any() else {}),
         at_budget: _mean(rows, "at_budget"),
         "Device-seconds": _mean(rows, "device_seconds"),
-        "s/iteration": mean_estimate(rows[[f"seconds.{phase}" for phase in phases]].sum(axis=1)),
-        **{f"{phase} s/iteration": _mean(rows, f"seconds.{phase}") for phase in phases},
+        EACH: mean_estimate(curves.seconds_per_iteration(rows)),
+        **{phase: float(phases[phase].mean()) for phase in phases},
     }
 
 
@@ -49,13 +51,12 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     """Shorten the comparison table for a terminal: short names, the phases of an iteration in one column."""
     if table.empty:
         return table
-    named = [phase for phase in PHASES if f"{phase} s/iteration" in table]
-    phases = [f"{phase} s/iteration" for phase in named]
-    split = [" + ".join(f"{item.value:.3g}" for item in row) for row in table[phases].itertuples(index=False)]
+    phases = [phase for phase in curves.PHASES if phase in table]
+    split = [" + ".join(f"{seconds:.3g}" for seconds in row) for row in table[phases].itertuples(index=False)]
     return table.drop(columns=phases).assign(
         Method=[style.look_named(name).short for name in table["Method"]],
         **{"Device-seconds": [item.value for item in table["Device-seconds"]]},
-        **{"s/iteration": [item.value for item in table["s/iteration"]], " + ".join(named): split},
+        **{EACH: [item.value for item in table[EACH]], " + ".join(phases): split},
     )
 
 
@@ -65,18 +66,18 @@ def _mean(rows: pd.DataFrame, column: str) -> Estimate:
 
 def cost_table(summaries: pd.DataFrame, reference: str = "flash") -> pd.DataFrame:
     """Return device-seconds per iteration, their ratio to the reference's (paired by seed), and the paper's teaser's ratio."""
-    summaries = summaries.assign(each=summaries["device_seconds"] / summaries["iterations"])
+    summaries = summaries.assign(each=curves.seconds_per_iteration(summaries))
     teaser = paper.teaser_factors()
     rows = []
     for noise, arm, some in arms(summaries):
         same = summaries[summaries["noise"] == noise]
-        ratio = curves.by_seed(same, arm, "each") / curves.by_seed(same, reference, "each")
+        ratio = curves.times_reference(same, arm, reference)
         rows.append(
             {
                 "Method": style.look(arm).name,
                 "SDE noise": noise,
                 "n": len(some),
-                "Device-seconds per iteration": mean_estimate(some["each"]),
+                EACH: mean_estimate(some["each"]),
                 "Times Flash": mean_estimate(ratio),
                 "paper's teaser, n = 1": teaser.get(arm, np.nan),
             }
@@ -96,7 +97,7 @@ def runs_table(study: Study, summaries: pd.DataFrame) -> pd.DataFrame:
                 "Run": run.run,
                 "Method": style.look(run.arm).short,
                 "Seed": run.seed,
-                "Status": run.status,
+                "Status": "ended early" if run.stopped else run.status,
                 "Iterations": int(some["iteration"].max()) if some is not None else 0,
                 "Device-seconds": float(some["cost.device_seconds"].max()) if some is not None else np.nan,
                 "Evaluation reward": float(final["final"].get(run.run, np.nan)),

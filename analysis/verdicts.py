@@ -57,12 +57,15 @@ class Claim:
 
 
 def verdicts(study: Study, summaries: pd.DataFrame, measurements: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Return a row per claim, SDE noise and way to compare. summaries: at equal `cost`, a key of `curves.COSTS`."""
+    """Return a row per claim, SDE noise and way to compare. summaries: at equal `cost`, a key of `curves.COSTS`.
+
+    A claim that has runs on one SDE has no row for another SDE without them.
+    """
     other = "pflop" if cost != "pflop" else "device_seconds"
     at = {cost: summaries, other: curves.run_summaries(study, other)}
     noises = style.ordered_noises([*summaries["noise"], *measurements["noise"].dropna()]) or [""]
     per_noise = [list(_claims(study, at, measurements, noise)) for noise in noises]
-    claims = [claim for same in zip(*per_noise, strict=True) for claim in same if claim]
+    claims = _spoken_to([claim for same in zip(*per_noise, strict=True) for claim in same if claim])
     rows = [
         {
             "Claim": claim.text,
@@ -77,6 +80,13 @@ def verdicts(study: Study, summaries: pd.DataFrame, measurements: pd.DataFrame, 
         for claim, p_t, p_flips in zip(claims, *corrected_p(claims), strict=True)
     ]
     return pd.DataFrame(rows)
+
+
+def _spoken_to(claims: list[Claim]) -> list[Claim]:
+    """Leave out a claim's rows of an SDE that has no runs for it, if another SDE has."""
+    places = {(claim.text, claim.noise) for claim in claims if claim.found.estimate.n}
+    texts = {text for text, _ in places}
+    return [claim for claim in claims if (claim.text, claim.noise) in places or claim.text not in texts]
 
 
 def corrected_p(claims: list[Claim]) -> tuple[np.ndarray, np.ndarray]:
