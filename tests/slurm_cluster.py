@@ -1,4 +1,4 @@
-"""Start a real Slurm, tools/dev_cluster, for the tests that need one. They share it; each leaves it without jobs."""
+"""Start a real Slurm, tools/dev_cluster, for the tests that need one: one for each worker, which each leaves without jobs."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from flash_grpo.records.files import read_records
 ROOT = Path(__file__).resolve().parents[1]
 DEV_CLUSTER = ROOT / "tools" / "dev_cluster"
 GRACE = 8  # seconds between a preemption and the kill
-WAIT_S = 60  # seconds for a run that takes a few, plus its imports on a busy machine
-PORT = int(os.environ.get("DEV_CLUSTER_PORT", "27817"))  # the first of a few hundred
+WAIT_S = 200  # seconds for a run that takes a few, beside 32 nodes of another worker
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each has clusters of its own
+PORT = int(os.environ.get("DEV_CLUSTER_PORT", "27817")) - 5000 * WORKER  # the first of a few hundred, of each cluster
 INSTALLED = Path("/usr/sbin/slurmctld").exists()
 
 MARKS = [  # the `pytestmark` of a file of such tests
     pytest.mark.slurm,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(
         not INSTALLED, reason="Slurm is not installed here: tools/dev_cluster install (Debian, as root)"
     ),
@@ -67,7 +67,7 @@ def cluster(slurm_environment) -> Iterator[dict[str, str]]:
     subprocess.run(["scancel", "--user", user, "--full", "--signal=KILL"], env=slurm_environment, check=False)
 
 
-def eventually(holds: Callable[[], object], what: str, seconds: float = 40) -> None:
+def eventually(holds: Callable[[], object], what: str, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not {what} in {seconds} s"
@@ -150,9 +150,9 @@ def submit(cluster, tmp_path, small) -> Iterator[Callable[..., Study]]:
     """`submit("seed=0,1")` submits a sweep of small runs in the test's directory."""
     started: list[Study] = []
 
-    def start(*overrides: str, **options: Any) -> Study:
+    def start(*overrides: str, environment: dict[str, str] = cluster, **options: Any) -> Study:
         chosen = [*(override for override in small if "run_name" not in override), *overrides]
-        started.append(Study(tmp_path, cluster, *chosen, **options))
+        started.append(Study(tmp_path, environment, *chosen, **options))
         return started[-1]
 
     yield start

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flash_grpo.algorithm.advantage import group_relative
+from flash_grpo.algorithm.advantage import group_relative, largest, trained_siblings
 
 REWARD = torch.tensor([[1.0, 3.0], [10.0, 14.0]])
 
@@ -35,3 +35,18 @@ def test_a_group_without_spread_has_zero_advantage():
 def test_an_unknown_std_is_named():
     with pytest.raises(ValueError, match="batch, group, none"):
         group_relative(REWARD, std="global")
+
+
+def test_the_largest_advantages_of_each_group_are_chosen_and_of_equal_ones_the_first():
+    advantage_PG = torch.tensor([[0.1, -3.0, 2.0, 0.0], [1.0, -1.0, 1.0, -1.0]])
+    chosen_PG = largest(advantage_PG, 0.5)
+    assert chosen_PG.tolist() == [[False, True, True, False], [True, True, False, False]]
+    assert largest(advantage_PG, 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("fraction", "group_size", "trained"),
+    [(1.0, 8, 8), (0.5, 8, 4), (0.3, 10, 3), (0.26, 8, 3), (0.01, 8, 2), (0.7, 10, 7)],
+)
+def test_a_share_of_a_group_is_rounded_up_and_at_least_two(fraction, group_size, trained):
+    assert trained_siblings(fraction, group_size) == trained

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from flash_grpo.algorithm.batches import Layout
-from flash_grpo.algorithm.cost import Counts, counted, distinct_states, expected
+from flash_grpo.algorithm.cost import Counts, counted, distinct_states, drawn_share, expected
 from flash_grpo.algorithm.noise import NoiseKeys
 from flash_grpo.records.schema import COST_PHASES
 from flash_grpo.run.build import planned
 from flash_grpo.tiny_world.reward import ShapesReward
+from flash_grpo.training.steps import trained_PG
 
 METHODS = ["full_trajectory", "sliding_window", "naive_one_step", "no_rectification", "none", "shared_noise"]
-METHODS += ["finite_difference", "neighbor_grpo", "awm", "diffusion_nft"]
+METHODS += ["finite_difference", "neighbor_grpo", "awm", "diffusion_nft", "tempflow", "branchgrpo"]
 
 EPOCHS = ("training.epochs=2", "training.optimizer_steps=2", "training.shares=rollouts")
 
@@ -24,7 +25,8 @@ def _planned(config, world_size=1, *overrides):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("more", [(), ("model.guidance=3", "method.kl_weight=0.1"), ("rollout.batch=3",), EPOCHS])
 def test_the_counts_are_what_the_meter_counts(trainer, name, more):
-    small = trainer(f"ablations={name}", *more)
+    tree = ("method.tree.steps=[0,3]",) if name == "branchgrpo" else ()  # of four siblings
+    small = trainer(f"ablations={name}", *tree, *more)
     policy, kl = small.policy, small.method.kl_weight > 0
     before = forwards = backwards = pflop = pflop_all = videos = 0
     for iteration in (1, 2):
@@ -63,6 +65,42 @@ def test_transitions_without_an_advantage_are_not_counted(trainer):
     small = trainer()
     counts = counted(small.method, small.layout, 11, 0, 1, 64, kept=lambda batch: batch.sibling_B > 1)
     assert counts == Counts(rollout_velocities=8 * 11, trained_states=4, videos=8)
+
+
+@pytest.mark.parametrize("name", ["none", "full_trajectory", "shared_noise", "awm", "diffusion_nft"])
+@pytest.mark.parametrize("epochs", [(), EPOCHS])
+def test_rollouts_that_are_explored_and_not_trained_cost_no_update(trainer, name, epochs):
+    """Half of four siblings are trained, those with the largest advantages; the counts are the meter's."""
+    small, found = trainer(f"ablations={name}", "rollout.train_fraction=0.5", *epochs), []
+    update = small.updater.update
+    small.updater.update = lambda rollouts, advantage_PG: (found.append(advantage_PG), update(rollouts, advantage_PG))[
+        1
+    ]
+    record = small.iterate(1)
+    kept_PG = trained_PG(small.method.needs, found[0], 0.5)
+
+    def kept(batch):
+        return kept_PG[batch.prompt_B, batch.sibling_B]
+
+    counts = counted(small.method, small.layout, 11, small.seed, 1, 64, kept)
+    whole = counted(small.method, small.layout, 11, small.seed, 1, 64)
+    assert kept_PG.sum(1).tolist() == [2, 2]
+    for kept_G, advantage_G in zip(kept_PG, found[0].abs(), strict=True):
+        assert advantage_G[kept_G].min() >= advantage_G[~kept_G].max()
+    assert record.transitions == small.layout.epochs * 4 * (10 if name == "full_trajectory" else 1)
+    assert (counts.rollout_velocities, counts.videos) == (whole.rollout_velocities, whole.videos)
+    assert counts.trained_states < whole.trained_states or name == "shared_noise"  # whose siblings are one state
+    kl = small.method.kl_weight > 0
+    assert record.cost.forward_evaluations == counts.forwards(1, kl)
+    assert record.cost.backward_evaluations == counts.backwards(1)
+
+
+def test_before_there_are_rewards_a_drawn_share_stands_for_the_trained_ones(config):
+    method, layout, steps = _planned(config, 1, "rollout.layout.group_size=8")
+    mean, spread = expected(method, layout, steps, seed=0, rollout_batch=64, iterations=8, train_fraction=0.3)
+    assert (mean.trained_states, spread.trained_states, mean.rollout_velocities) == (2 * 3, 0, 2 * 8 * 11)
+    batch = layout.batch(1, ["", ""], 0)
+    assert drawn_share(0.3, 0)(batch).reshape(2, 8).sum(1).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("step", [0, 4, 9])

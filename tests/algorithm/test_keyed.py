@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from flash_grpo.algorithm import keyed
@@ -28,3 +29,11 @@ def test_noise_is_standard_normal():
 def test_integers_hit_both_ends_and_permutations_are_permutations():
     assert {keyed.integer(3, 5, "ends", i) for i in range(60)} == {3, 4, 5}
     assert sorted(keyed.permutation(10, "order")) == list(range(10)) != keyed.permutation(10, "order")
+
+
+def test_several_draws_are_those_of_each_key_alone():
+    key_N = [(0, "sde", 1), ("another", 2), (0, "sde", 1)]
+    for shape in ((4, 3), ()):
+        alone = [keyed.generator(*key).standard_normal(shape, dtype=np.float32) for key in key_N]
+        assert keyed.normals(shape, key_N).tolist() == np.stack(alone).tolist()
+    assert keyed.normals((4, 3), []).shape == (0, 4, 3)

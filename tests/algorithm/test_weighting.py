@@ -6,6 +6,7 @@ from flash_grpo.algorithm.sde import rectification_factor
 from flash_grpo.algorithm.weighting import (
     inverse_first_term,
     inverse_lambda,
+    noise_std,
     proportional_to_interval,
     rescaled_to_mean_one,
     uniform,
@@ -31,6 +32,12 @@ def test_with_pcpos_weight_a_step_counts_as_much_as_it_moves_the_latents():
     credit_T = proportional_to_interval(schedule) * rectification_factor(schedule)
     torch.testing.assert_close(credit_T, -schedule.dt_T)
     assert credit_T.sum().item() == pytest.approx(float(schedule.sigma_S[0]))
+
+
+def test_tempflows_weight_of_the_linear_sde_is_its_std_times_the_root_of_the_interval():
+    schedule = flow_schedule(20)
+    std_T = schedule.sigma_S[1] * schedule.sigma_S[:-1]
+    torch.testing.assert_close(noise_std(schedule), std_T * (-schedule.dt_T).sqrt())
 
 
 def test_rescaled_weights_have_mean_one_over_the_update_not_over_a_part_of_it():

@@ -1,6 +1,7 @@
 """Archives of strangers, and archives of nothing: refused in one line, with nothing written and nothing filled up."""
 
 import io
+import json
 import lzma
 import re
 import tarfile
@@ -128,3 +129,27 @@ def test_an_archive_of_nothing_is_not_written(tmp_path, capsys):
     assert "bad.tar.xz: is damaged, or not an archive of studies" in study.notes[0]
     archive.main([str(tmp_path / "full"), str(tmp_path / "s.tar.xz")])
     assert len(load_study(tmp_path / "s.tar.xz").runs) == 7
+
+
+@pytest.mark.parametrize("root", ["/home/somebody/runs", '/home/ein "Ä"/runs', "runs"])
+def test_an_archive_does_not_say_where_on_the_machine_the_runs_lay(root, tmp_path):
+    run_dir = write_run(tmp_path / "study" / "run")
+    manifest = json.loads((run_dir / "run.json").read_text())
+    manifest["config"]["runs_root"] = root
+    manifest["reason"] = f"{root}/study/run: disk full"
+    (run_dir / "run.json").write_text(json.dumps(manifest))
+    pack([tmp_path / "study"], tmp_path / "study.tar.xz")
+    packed = json.loads((unpack(tmp_path / "study.tar.xz")[0] / "run" / "run.json").read_text())
+    assert packed["config"] == {**manifest["config"], "runs_root": "runs"}
+    assert packed["reason"] == "runs/study/run: disk full"
+
+
+def test_no_committed_archive_holds_a_path_of_the_machine_that_made_it():
+    committed = sorted((Path(__file__).parents[2] / "analysis/fixtures").rglob("*.tar.xz"))
+    assert len(committed) >= 8
+    for file in committed:
+        for study in unpack(file):
+            for manifest in study.glob("*/run.json"):
+                assert json.loads(manifest.read_text())["config"]["runs_root"] == "runs", (
+                    f"{file}: {manifest.parent.name}"
+                )

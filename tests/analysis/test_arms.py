@@ -108,3 +108,13 @@ def test_many_runs_made_twice_are_one_note(tmp_path):
     study = load_study(tmp_path / "a", tmp_path / "b")
     assert "6 runs repeat an arm and seed of longer runs: left out, a seed counts once." in study.notes
     assert study.runs["finished"].sum() == 6
+
+
+def test_runs_from_before_a_setting_existed_are_of_the_arm_with_its_default(tmp_path):
+    write_study(tmp_path, ["flash"], range(2), config={"rollout": {}})
+    write_study(tmp_path, ["flash"], range(2, 4), config={"rollout": {"train_fraction": 1.0}})
+    write_study(tmp_path, ["flash"], range(4, 6), config={"rollout": {"train_fraction": 0.5}})
+    assert set(load_study(tmp_path).runs["arm"]) == {
+        "flash rollout.train_fraction=1.0",
+        "flash rollout.train_fraction=0.5",
+    }

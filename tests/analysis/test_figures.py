@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from test_artefacts import GAINS, measurements
 from test_study import METHODS, write_run, write_study
 
 from analysis import curves, figures, sections, statistics, style
+from analysis.drawing import drawn
 from analysis.study import load_study
 
 matplotlib.use("Agg")
@@ -55,6 +57,14 @@ def test_markers_and_lines_tell_methods_apart_without_colour():
     assert len({str(look.line) for look in looks}) >= len(looks) - 2
 
 
+def test_every_ablation_has_a_look_of_its_own():
+    names = {path.stem for path in (Path(__file__).parents[2] / "ablations").glob("*.yaml")}
+    renamed = {"full_trajectory": "full", "sliding_window": "window", "none": "flash"}
+    assert {renamed.get(name, name) for name in names} == set(style.NAMED)
+    looks = [(look.color, look.marker) for look in style.NAMED.values()]
+    assert len(set(looks)) == len(looks)
+
+
 def test_an_unknown_method_always_looks_the_same_and_a_setting_keeps_its_methods_colour():
     assert style.look("my_method") == style.look("my_method")
     assert style.look("flash optim.lr=0.0003").color == style.look("flash").color
@@ -62,9 +72,14 @@ def test_an_unknown_method_always_looks_the_same_and_a_setting_keeps_its_methods
     assert style.look("flash optim.lr=0.0003") != style.look("flash optim.lr=0.0001")
 
 
-@pytest.mark.parametrize("arm", [*METHODS, "flash optim.lr=0.0003", "my_method", "my_method optim.lr=1"])
+@pytest.mark.parametrize("arm", [*style.NAMED, "flash optim.lr=0.0003", "my_method", "my_method optim.lr=1"])
 def test_a_display_name_leads_back_to_the_same_look(arm):
     assert style.look_named(style.look(arm).name) == style.look(arm)
+
+
+def test_a_method_of_ones_own_may_begin_like_another():
+    for name in ("PCPO2", "DiffusionNFT-mine", "Naive one-step again"):
+        assert style.look_named(style.look(name).name).name == name
 
 
 def test_methods_stand_in_the_papers_order_whatever_order_they_were_run_in():
@@ -168,7 +183,8 @@ def every_figure(tmp_path_factory):
 def test_the_report_has_all_the_figures_of_the_issue(every_figure):
     expected = {"reward_against_device_seconds", "reward_against_pflop", "training_against_device_seconds"}
     expected |= {"gradient_norm", "ratio_drift", "clip_fraction", "difference_forest", "fig4", "fig5"}
-    expected = {f"{name}_{noise}" for name in expected for noise in ("linear", "flow")} | {"cost_per_iteration"}
+    expected |= {"cost_per_iteration", "reached"}
+    expected = {f"{name}_{noise}" for name in expected for noise in ("linear", "flow")}
     expected |= {
         "gradient_against_lambda_linear",
         "cosine_linear",
@@ -198,6 +214,28 @@ def labels_out_of_view(axis) -> set:
     """Tick labels beyond the limits of the axis: matplotlib keeps them and does not draw them."""
     drawn = axis._update_ticks()
     return {text for tick in axis.get_major_ticks() if tick not in drawn for text in (tick.label1, tick.label2)}
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_with_an_underscore_first_stand_in_the_legend_and_wide_characters_do_not_warn(tmp_path):
+    study = load_study(write_study(tmp_path / "s", methods=["_hidden", "猫"], seeds=range(2), iterations=4, every=2))
+    figure = drawn(lambda ax: figures.reward_against_cost(ax, study))
+    with style.figure_style():
+        figure.savefig(tmp_path / "figure.png")
+    legend = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["_hidden, n=2", "猫, n=2"]
+    assert ("猫" in style.undrawable(["_hidden", "猫"])) == (len(style.families()) == 1)
+
+
+def test_a_caption_speaks_of_thin_lines_bands_and_points_only_where_there_are_any(tmp_path):
+    study = load_study(write_study(tmp_path / "s", methods=["flash"], seeds=range(3), iterations=4, every=2))
+    words = figures.means_and_seeds(study, study.evaluations)
+    assert "Bands" in words and "Thin lines" not in words and "Points" not in words
+    write_run(tmp_path / "s" / "late", method="full", status="running", iterations=4, every=2)
+    write_run(tmp_path / "s" / "two", method="window", iterations=4, every=2)
+    study = load_study(tmp_path / "s")
+    words = figures.means_and_seeds(study, study.evaluations)
+    assert "Bands" in words and "Thin lines" in words and "Points" in words
 
 
 def test_a_method_has_the_same_colour_in_every_figure(every_figure):

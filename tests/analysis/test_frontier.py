@@ -1,11 +1,15 @@
 """How much sooner than Flash-GRPO a method reaches its reward, on curves with known answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from test_study import write_study
 
-from analysis import frontier
+from analysis import front, frontier
 from analysis.curves import run_summaries
+from analysis.statistics import Estimate
 from analysis.study import load_study
 
 GAINS = {"flash": 0.2, "fast": 0.8, "slow": 0.1}
@@ -50,3 +54,34 @@ def test_the_table_has_a_row_for_each_method_beside_flash(study):
 def test_without_flash_there_is_no_table(tmp_path):
     study = load_study(write_study(tmp_path / "alone", ["full"], range(3)))
     assert frontier.frontier_table(study, run_summaries(study), "device_seconds").empty
+
+
+def test_an_sde_without_flash_is_compared_with_the_linear_one(tmp_path):
+    write_study(tmp_path / "both", ["flash"], range(8), gain=GAINS, spread=0.01)
+    write_study(tmp_path / "both", ["fast"], range(8), noise="constant", gain=GAINS, spread=0.01)
+    study = load_study(tmp_path / "both")
+    [row] = frontier.frontier_table(study, run_summaries(study), "device_seconds").to_dict("records")
+    assert row["SDE noise"] == "constant" and row["Times sooner (PFLOP)"].value == pytest.approx(4, rel=0.05)
+
+
+def test_on_the_front_is_what_none_beats_in_cost_and_diversity(study):
+    def at(cost: float, diversity: float, noise: str = "linear") -> frontier.Reached:
+        found = Estimate(diversity)
+        return frontier.Reached(arm="a", noise=noise, of=study, flash=study, cost=cost, diversity=found)
+
+    soon, diverse, late, never = at(1.0, 0.1), at(2.0, 0.2), at(3.0, 0.15), at(np.nan, 0.3)
+    everyone = [soon, diverse, late, never, at(0.5, 0.9, noise="flow")]
+    assert [frontier.on_front(one, everyone) for one in everyone[:4]] == [True, True, False, False]
+
+
+def test_the_fronts_steps_pass_through_those_that_are_on_it(study):
+    found = frontier.reached_by(study, run_summaries(study), "device_seconds")
+    found = [replace(one, diversity=Estimate({"fast": 0.1, "flash": 0.2}.get(one.arm, 0.3))) for one in found]
+    ax = front.reached_figure(Figure().subplots(), found, study, "device_seconds")
+    [steps] = [line for line in ax.get_lines() if line.get_drawstyle() == "steps-post"]
+    assert steps.get_xdata() == pytest.approx([15 / 4, 15], rel=0.05)
+    assert [line.get_label() for line in ax.get_lines() if " n=" in line.get_label()] == [
+        "fast, n=0",
+        "Flash-GRPO (ITG + TGR), n=0",
+    ]
+    assert front.unbeaten(found) == "Beaten by none: Flash, fast. Never at that reward: slow."

@@ -76,6 +76,15 @@ def test_a_run_with_guidance_makes_two_forwards_a_velocity_and_costs_the_same(tm
     assert first == second
 
 
+def test_a_phase_without_guidance_saves_half_of_its_forwards_at_the_price_of_a_model_with_it(tmp_path):
+    """100 velocities of two forwards, and ten states of one forward and one backward."""
+    config = {"rollout": LAYOUT["rollout"] | {"guidance": 4.5}, "model": {"guidance": 1}}
+    write_counted(tmp_path / "s" / "a", forwards=210, backwards=10, decodes=3, config=config, iterations=2, every=1)
+    study = load_study(tmp_path / "s")
+    rows = _iterations(priced(study, pricing(PRICES, "round", study)), "a")
+    assert rows["cost.device_seconds"].tolist() == [done * (100 * 2 + 10 * 20 / 2 + 3 * 5 + 3 * 10) for done in (1, 2)]
+
+
 def test_old_records_decode_and_score_every_rollout_once(tmp_path):
     write_counted(tmp_path / "s" / "old", forwards=110, backwards=10)
     study = load_study(tmp_path / "s")
@@ -155,6 +164,7 @@ def test_the_report_says_on_everything_with_a_cost_that_it_is_an_estimate(flippe
         "cost",
     }
     priced_ones |= {
+        "claims",
         "ablation",
         "differences",
         "difference_forest_linear",
@@ -162,6 +172,7 @@ def test_the_report_says_on_everything_with_a_cost_that_it_is_an_estimate(flippe
         "fig5",
         "runs",
         "frontier",
+        "reached",
     }
     assert {name for name, title in titles.items() if words in title} == priced_ones
     assert set(titles) - priced_ones >= {"ranking", "ranking_rewards", "prices", "reward_against_pflop", "stability"}

@@ -50,6 +50,16 @@ def test_claims_are_supported_or_contradicted_at_twelve_seeds(tmp_path, known):
     assert verdict_of(table[table["Claim"] != "Iso-temporal grouping helps"]) == ["contradicted"] * 7
 
 
+def test_an_sde_without_runs_for_a_claim_has_no_row_of_it(tmp_path):
+    write_study(tmp_path / "linear", seeds=range(3), methods=("full", "flash", "window"))
+    write_study(tmp_path / "flow", seeds=range(3), methods=("full", "flash"), noise="flow")
+    table = table_of(tmp_path / "linear", tmp_path / "flow")
+    noises = {claim: list(rows["SDE noise"]) for claim, rows in table.groupby("Claim")}
+    assert noises["Flash ≥ full trajectory at equal cost"] == ["linear", "flow"] * 2
+    assert noises["Flash ≥ Fast1 (window of one) at equal cost"] == ["linear"] * 2
+    assert noises["λ predicts the gradient norm"] == ["linear", "flow"]  # has none anywhere: that is said
+
+
 def test_below_twelve_seeds_every_row_is_an_interval_only_however_clear(tmp_path):
     write_study(tmp_path / "s", seeds=range(11), gain=GAINS, spread=0.01)
     measurements(tmp_path / "s", repeats=4)
@@ -204,7 +214,7 @@ def test_the_tests_of_a_large_study_take_seconds():
 
 def test_the_readmes_table_is_the_committed_studys():
     given = sections.material(load_study(HERE / "fixtures" / "tiny_study.tar.xz"), "device_seconds")
-    [shown] = sections.claims(given)
+    *_, shown = sections.claims(given)
     readme = (HERE.parent / "README.md").read_text()
     assert render.to_markdown(shown.table) in readme
     assert " ".join(shown.caption.split()) in " ".join(readme.split())

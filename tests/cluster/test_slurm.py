@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -102,7 +103,7 @@ class Sweep:
     def slurm(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
-    def end(self, seconds: float = 60) -> tuple[int, str]:
+    def end(self, seconds: float = 200) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, output
 
@@ -361,9 +362,10 @@ def test_a_sweep_submitted_inside_an_allocation_asks_for_its_own(submit, cluster
     sweep = submit("steps=1", "hydra.launcher.partition=preemptible")
     code, output = sweep.end()
     assert code == 0, output
-    fields = "Partition,TimelimitRaw,NTasks,AllocCPUS"
-    allocation = sweep.slurm("sacct", "-nXP", "-j", sweep.jobs()[0], "-o", fields).strip()
-    assert allocation.startswith("preemptible|5|")
+    asked = ("sacct", "-nXP", "-j", sweep.jobs()[0], "-o", "Partition,TimelimitRaw,NTasks,AllocCPUS")
+    # slurmctld reports starts every five seconds: until then a short job has only its end in the accounting
+    eventually(lambda: sweep.slurm(*asked).partition("|")[0], "with a partition in the accounting")
+    assert sweep.slurm(*asked).startswith("preemptible|5|")
     assert sweep.read("work0", "starts")[0].split()[1] == "None"
 
 
@@ -374,6 +376,7 @@ def large_cluster():
         yield environment
 
 
+@pytest.mark.alone
 def test_200_short_jobs_on_32_nodes_are_submitted_run_and_reported(large_cluster, tmp_path):
     limit = "hydra.launcher.timeout_min=20"  # 200 interpreters at once on a few real cores
     sweep = Sweep(tmp_path, large_cluster, "seed=range(200)", "steps=5", limit)  # of 0.2 s
@@ -385,14 +388,30 @@ def test_200_short_jobs_on_32_nodes_are_submitted_run_and_reported(large_cluster
     assert "200 runs: 200 complete" in table
 
 
+@pytest.mark.alone
 def test_submitting_200_runs_takes_at_most_150_ms_each_checks_included(large_cluster, small, tmp_path):
     overrides = [override for override in small if "run_name" not in override]
     chosen = [*overrides, "slurm=cpu", "detach=true", f"runs_root={tmp_path}"]
     held = "+hydra.launcher.additional_parameters.hold=true"
     command = [sys.executable, ROOT / "train.py", "-m", "seed=range(200)", "study=many", held, *chosen]
-    start = time.monotonic()
-    subprocess.run(command, env=large_cluster, check=True)
-    seconds = time.monotonic() - start
+    seconds = _seconds_on_free_cores(command, large_cluster)
     queued = subprocess.run(["squeue", "-h", "-r"], env=large_cluster, check=True, capture_output=True, text=True)
     assert len(queued.stdout.splitlines()) == 200
     assert seconds / 200 < 0.150
+
+
+def _seconds_on_free_cores(command: list, environment: dict[str, str]) -> float:
+    """Call the command; return its wall seconds times the share of them that it ran when it could: 1 on free cores.
+
+    The kernel counts for each process how long it ran, and how long it was ready while other work held the cores.
+    """
+    began, counts = time.monotonic(), dict[int, list[int]]()
+    process = psutil.Popen(command, env=environment)
+    while process.poll() is None:
+        with suppress(psutil.Error, OSError):
+            for each in (process, *process.children(recursive=True)):
+                counts[each.pid] = [int(count) for count in Path(f"/proc/{each.pid}/schedstat").read_text().split()]
+        time.sleep(0.5)
+    assert process.returncode == 0
+    ran, waited, _ = (sum(column) for column in zip(*counts.values(), strict=True))
+    return (time.monotonic() - began) * ran / (ran + waited)

@@ -21,7 +21,7 @@ pytestmark = MARKS
 RATES = {"failing": 1e30, "preempted": 1e-4, "limited": 1.1e-4, "node_down": 1.2e-4, "killed": 1.3e-4}
 # longer than Slurm may take to notice a time limit, also where nothing else runs
 LONG = ("budget.iterations=350", "evaluation.every=0.5", "checkpoint.every=7", "method.plan.last_step=3")
-WAIT_S = 120
+WAIT_S = 300
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -39,14 +39,8 @@ def undisturbed(config, tmp_path):
     return trained
 
 
-def test_a_sweep_survives_a_cluster_bit_identically(submit, undisturbed):
-    """Cause a preemption, a time limit, a node failure, a killed rank, and an error that must stay a failure."""
-    shape = ("hydra.launcher={partition:preemptible,cpus_per_task:16,timeout_min:5,signal_delay_s:45}",)
-    rates = ",".join(str(rate) for rate in RATES.values())
-    study = submit(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
-    names = {what: f"lr{rate}" for what, rate in RATES.items()}
-    jobs, began = {what: study.job(name) for what, name in names.items()}, time.monotonic()
-
+def _disturb(study: Study, names: dict[str, str], jobs: dict[str, str]) -> None:
+    """Let one run meet its time limit, preempt another, take a third's node away, and kill a rank of a fourth."""
     study.until_iteration(names["limited"], 1)
     study.slurm("scontrol", "update", f"jobid={jobs['limited']}", "timelimit=1")
     eventually(lambda: study.restarts(names["limited"]), "requeued at its time limit", WAIT_S)
@@ -60,6 +54,16 @@ def test_a_sweep_survives_a_cluster_bit_identically(submit, undisturbed):
     eventually(lambda: study.in_service(node), f"{node} taken back")
     study.until_iteration(names["killed"], 10)
     study.slurm("scancel", "--signal=KILL", f"{jobs['killed']}.0")
+
+
+def test_a_sweep_survives_a_cluster_bit_identically(submit, undisturbed):
+    """Cause a preemption, a time limit, a node failure, a killed rank, and an error that must stay a failure."""
+    shape = ("hydra.launcher={partition:preemptible,cpus_per_task:16,timeout_min:5,signal_delay_s:45}",)
+    rates = ",".join(str(rate) for rate in RATES.values())
+    study = submit(f"optim.optimizer.lr={rates}", *LONG, *shape, name="lr${optim.optimizer.lr}")
+    names = {what: f"lr{rate}" for what, rate in RATES.items()}
+    jobs, began = {what: study.job(name) for what, name in names.items()}, time.monotonic()
+    _disturb(study, names, jobs)
     wholes = {
         what: undisturbed(what, *LONG, f"optim.optimizer.lr={RATES[what]}") for what in RATES if what != "failing"
     }
@@ -93,10 +97,10 @@ def other_cluster(request):
 
 
 @pytest.mark.parametrize("other_cluster", [{"grace": 0}, {"signal": "USR2"}], indirect=True, ids=["no grace", "USR2"])
-def test_a_preempted_run_ends_bit_identically_however_the_site_preempts(other_cluster, tmp_path, small, undisturbed):
+def test_a_preempted_run_ends_bit_identically_however_the_site_preempts(other_cluster, submit, undisturbed):
     budget = ("seed=2", "budget.iterations=60", "evaluation.every=0.5", "checkpoint.every=5")
-    chosen = [override for override in small if "run_name" not in override]
-    study = Study(tmp_path, other_cluster, *chosen, *budget, "hydra.launcher={partition:preemptible,cpus_per_task:16}")
+    shape = "hydra.launcher={partition:preemptible,cpus_per_task:16}"
+    study = submit(*budget, shape, environment=other_cluster)
     study.until_iteration("seed2", 12)
     study.slurm("sbatch", "-p", "gpu", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     output, _ = study.launcher.communicate(timeout=WAIT_S)
@@ -226,15 +230,22 @@ class EarlySteps:
 """
 
 
-def test_editing_the_tree_changes_nothing_that_is_queued(submit, cluster, tmp_path, monkeypatch):
-    """The code, a method of the user's own included, and the configuration of every start are those of the submission."""
-    tree = tmp_path / "tree"
+def _tree(tree: Path) -> Path:
+    """Clone the checkout, and bring it to what it is now, with an edit and two modules and prompts of the user's own."""
     subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
     subprocess.run(["cp", "-r", *(ROOT / name for name in ("flash_grpo", "hydra_plugins")), tree], check=True)
     with open(tree / "README.md", "a") as file:
         file.write("edited before\n")
     (tree / "mine.py").write_text(MINE)
     (tree / "helper.py").touch()
+    for name in ("train", "test"):
+        (tree / f"{name}.txt").write_text("a red ball moving left\na blue ball moving up\n")
+    return tree
+
+
+def test_editing_the_tree_changes_nothing_that_is_queued(submit, cluster, tmp_path, monkeypatch):
+    """The code, a method of the user's own included, and the configuration of every start are those of the submission."""
+    tree = _tree(tmp_path / "tree")
     own = (
         "method=full",
         "method.name=own",
@@ -246,8 +257,6 @@ def test_editing_the_tree_changes_nothing_that_is_queued(submit, cluster, tmp_pa
     held = "+hydra.launcher.additional_parameters.hold=true"
     cache = "+model.embedding_cache=${oc.env:CACHE}"
     monkeypatch.setitem(cluster, "CACHE", str(tmp_path / "text"))
-    for name in ("train", "test"):
-        (tree / f"{name}.txt").write_text("a red ball moving left\na blue ball moving up\n")
     own += ("prompts=file", *(f"prompts.{name}={tree}/{name}.txt" for name in ("train", "test")))
     study = submit("seed=5", "budget.iterations=40", "detach=true", held, cache, *own, tree=tree)
     assert study.launcher.wait(60) == 0, study.launcher.stdout.read()
@@ -274,7 +283,7 @@ def test_a_run_that_waits_or_runs_is_not_submitted_again(submit):
     study = submit("seed=6", "budget.iterations=10000", "detach=true")
     assert study.launcher.wait(60) == 0
     again = submit("seed=6,7", "budget.iterations=10000", "detach=true")
-    output, _ = again.launcher.communicate(timeout=60)
+    output, _ = again.launcher.communicate(timeout=WAIT_S)
     assert again.launcher.returncode == 2
     assert f"seed6 is job {study.job('seed6')}" in output
     assert len(study.lines()) == 1

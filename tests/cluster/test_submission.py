@@ -19,9 +19,10 @@ from flash_grpo.cluster.look import look
 from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.slurm import Answer, JobStart, NoSlurmError, Queued
 from flash_grpo.cluster.study_lock import LockedError, StudyLock, unsent
-from flash_grpo.cluster.submission import JobRequest, RefusedError
+from flash_grpo.cluster.submission import RefusedError
 from flash_grpo.records.submissions import (
     Intended,
+    JobRequest,
     SubmittedRun,
     append_submitted,
     read_intended,
@@ -122,7 +123,7 @@ def cut_short(tmp_path) -> Path:
     folder = tmp_path / "study/.submitit"
     folder.mkdir(parents=True)
     runs = [submitted(run, "", folder="", point=f"{folder}/points/{run}.pkl") for run in ("run0", "run1")]
-    request = {"folder": f"{folder}/%j", "python": "python", "parameters": {}}
+    request = JobRequest(folder=f"{folder}/%j", python="python", parameters={})
     write_intended(folder, Intended(time=time.time() - 3600, request=request, runs=runs))
     return folder.parent
 

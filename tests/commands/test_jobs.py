@@ -19,8 +19,9 @@ from flash_grpo.cluster.reasons import ENDS
 from flash_grpo.cluster.run_state import run_states
 from flash_grpo.cluster.slurm import Answer, JobStart, Queued
 from flash_grpo.cluster.table import age, hours
+from flash_grpo.records.billed import Bill
 from flash_grpo.records.files import RecordWriter, read_manifest, read_newest_first, read_records, write_manifest
-from flash_grpo.records.schema import Bill, Cost, EvalRecord, ProgramStart, RunManifest
+from flash_grpo.records.schema import Cost, EvalRecord, ProgramStart, RunManifest
 from flash_grpo.records.submissions import SubmittedRun, read_submitted
 
 
@@ -395,6 +396,22 @@ def test_failed_runs_are_submitted_again_beside_others_that_failed_without_slurm
     monkeypatch.setattr(submission, "resubmit", lambda folder, lines: [replace(line, job_id="9") for line in lines])
     jobs.main([str(tmp_path), "--resubmit", "failed"])
     assert capsys.readouterr().out == "submitted seed0 again as job 9\n"
+
+
+def test_a_run_that_a_guard_ended_is_complete_and_says_why(tmp_path, monkeypatch, capsys):
+    reason = "stopped by stop_when.diversity_below at iteration 40: diversity 0.041 is below 0.5 of the base's 0.103"
+    submitted(tmp_path)
+    written(tmp_path, "completed", reason)
+    for answer in (ended("COMPLETED"), replace(ended("COMPLETED"), no_accounting="is down")):
+        (run,) = run_states(tmp_path, answer)
+        assert (run.state, run.why) == ("complete", reason)
+    monkeypatch.setattr(slurm, "ask_about", lambda study: ended("COMPLETED"))
+    with pytest.raises(SystemExit, match="2"):
+        jobs.main([str(tmp_path), "--resubmit", "seed0"])
+    said = (
+        f"seed0 is complete; {reason}; to go on without that guard, or with a larger budget, give the sweep's command"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_a_server_s_device_seconds_are_not_part_of_the_job_s_bill(tmp_path):

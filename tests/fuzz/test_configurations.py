@@ -1,6 +1,7 @@
 """Every configuration runs, is refused in one line, or stops in one line: never a traceback, never a half-made run.
 
-Examples set one to three keys to values that users type, mistype and attack with. `FUZZ_EXAMPLES` sets their number.
+Examples set one to three keys to values that users type, mistype and attack with, and choose among all options of the groups.
+`FUZZ_EXAMPLES` sets their number.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from flash_grpo import cli
-from flash_grpo.overrides import composed_outside
+from flash_grpo.recompose import composed_outside
+from flash_grpo.rewards.waiting import Waiting
+from flash_grpo.run.compose import CONF
 from flash_grpo.run.progress import Budget
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
@@ -36,15 +39,57 @@ LEFT_OUT = (
     "server",
     "measure",
 )  # sizes that would run for hours; other commands
-GROUPS = {
-    "method": ("flash", "full", "window", "none"),
-    "ablations": ("none", "shared_noise", "naive_one_step", "full_trajectory", "sliding_window", "no_rectification"),
-    "optim": ("tiny", "lora"),
-    "reward": ("shapes", "brightness", "hpsv3", "composite", "aesthetic"),
-    "prompts": ("shapes", "file", "video"),
-    "model": ("tiny", "wan21_1p3b"),
-    "recipe": ("tiny", "flow_grpo"),
+TREE = "{_target_: flash_grpo.algorithm.noise.Tree, "
+GUIDANCE = ("1.0", "4.5", "101")
+OWN_VALUES = {
+    "method.tree": (
+        TREE + "roots: 1, steps: [1], branches: 4}", TREE + "roots: 1}", TREE + "roots: 2}",
+        TREE + "steps: [nan], branches: -1}", TREE + "steps: 3, roots: null}", "{roots: 1}",
+    ),
+    "method.initial_noise": ("shared", "independent", "0.3"),
+    "evaluation.held_out": (
+        "{_target_: flash_grpo.rewards.brightness.brightness, _partial_: true}", "{_target_: builtins.len}",
+        "{_target_: flash_grpo.rewards.nowhere.Nothing}", "{other: 1}",
+    ),
+    "evaluation.guidance": GUIDANCE,
+    "rollout.guidance": GUIDANCE,
+    "training.guidance": GUIDANCE,
+    "rollout.train_fraction": ("0.25", "0.75", "1.0", "1.01"),
+    "checkpoint.best_by": ("reward", "held_out", "worst"),
+    "optim.lora.init_from": ("{transformer: a.safetensors}", "{transformer: /etc, transformer_2: null}", "README.md"),
+    "optim.lora.kl_base": ("model", "init_from"),
+    "optim.lora.targets": ("[to_q]", "[1]", "all"),
+    "model.boundary": ("0.5", "1.0", "0.0", "'0.9'"),
+    "model.split": ("true", "false"),
+    "model.guidance_2": ("1.0", "3.0", "[1]"),
+    "model.experts": ("[transformer]", "[transformer_2]", "[transformer,transformer]", "[1]", "transformer"),
+    "model.max_text_tokens": ("1", "100000"),
+    "stop_when.held_out_falls": ("1", "3"),
+    "stop_when.diversity_below": ("0.99", "1.0"),
+    "stop_when.base_distance_above": ("1e-12",),
+    "plan": ("true", "json", "text"),
+    "track": ("wandb", "tensorboard", "[wandb]", "Wandb"),
+}  # fmt: skip
+"""What fits a key, or nearly does, beside VALUES."""
+
+NEEDED = {
+    "optim.lora": "optim=lora",
+    "model.boundary": "model=tiny_two_experts",
+    "model.split": "model=tiny_two_experts",
+    "model.guidance_2": "model=tiny_two_experts",
+    "model.experts": "model=tiny_two_experts",
+    "method.tree": "method.initial_noise=shared",
 }
+"""Without what a key is not there, or is refused whatever its value."""
+
+
+def _options() -> dict[str, list[str]]:
+    """Return the options of every group that a run may choose from, by the files there are."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(Path(CONF).glob("*/*.yaml")):
+        options.setdefault(path.parent.name, ["none"]).append(path.stem)
+    options["ablations"] = sorted(path.stem for path in (Path(__file__).parents[2] / "ablations").glob("*.yaml"))
+    return options | {"reward@evaluation.held_out": ["null", *options["reward"]]}
 
 
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
@@ -58,16 +103,25 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-KEYS = sorted(
-    {key for group in ("method=flash", "method=window", "optim=lora") for key in _keys(composed_outside([group]))}
-)
-set_values = st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(VALUES))
-deleted = st.builds("~{}".format, st.sampled_from(KEYS))
+CHOICES = (["method=flash"], ["method=window"], ["optim=lora"], ["model=tiny_two_experts"], ["recipe=scenes"])
+KEYS = sorted({key for chosen in CHOICES for key in _keys(composed_outside(chosen))})
+
+
+def _drawn(setting: str) -> list[str]:
+    """Return the override, after the one that its key needs, if any."""
+    return [*(needed for key, needed in NEEDED.items() if setting.startswith(key)), setting]
+
+
+set_values = st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(VALUES)).map(_drawn)
+deleted = st.builds("~{}".format, st.sampled_from(KEYS)).map(lambda key: [key])
 added = st.builds(
     "+{}.{}={}".format, st.sampled_from(KEYS), st.sampled_from(("x", "_target_", "seed")), st.sampled_from(VALUES)
-)
-chosen = st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options])
-overrides = st.lists(st.one_of(set_values, set_values, set_values, deleted, added, chosen), min_size=1, max_size=3)
+).map(lambda override: [override])
+own_values = st.sampled_from([_drawn(f"{key}={value}") for key, values in OWN_VALUES.items() for value in values])
+chosen = st.sampled_from([[f"{group}={option}"] for group, options in _options().items() for option in options])
+overrides = st.lists(
+    st.one_of(set_values, set_values, own_values, own_values, deleted, added, chosen, chosen), min_size=1, max_size=3
+).map(lambda drawn: list(dict.fromkeys(override for some in drawn for override in some)))
 
 
 def _called(arguments: list[str], folder: Path) -> tuple[int, str]:
@@ -91,28 +145,52 @@ def _called(arguments: list[str], folder: Path) -> tuple[int, str]:
     return code, err.getvalue()
 
 
-@settings(
+def outcome(arguments: list[str]) -> tuple[int, list[str], list[str]]:
+    """Call `train.py` in an empty folder: its exit code, the lines of its standard error, and the names of what it left."""
+    folder, spent, ranges_of_waiting = Path(tempfile.mkdtemp()), Budget.spent, Waiting.__post_init__
+
+    def gives_up_at_once(self):  # no half hour for a server that nobody starts, nor for requests that outlive the run
+        ranges_of_waiting(self)
+        self.give_up_after = 0.0
+
+    Budget.spent = lambda self, iteration, cost: float(iteration >= 1)  # whatever the budget, one iteration
+    Waiting.__post_init__ = gives_up_at_once
+    try:
+        code, err = _called([*SMALL, *arguments], folder)
+        left = [path.name for path in folder.iterdir()]
+    finally:
+        Budget.spent, Waiting.__post_init__ = spent, ranges_of_waiting
+        shutil.rmtree(folder)
+    assert "Traceback" not in err
+    return code, [line for line in err.splitlines() if line], left
+
+
+def assert_refused(said: list[str], left: list[str]) -> None:
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    assert len(said[0]) < 1500
+    assert left == []
+
+
+fuzzed = settings(
     max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@fuzzed
 @given(overrides)
 @example(["~optim"])
 @example(["seed=${nowhere}"])
+@example(["track=tensorboard", "method.plan.first_step=-1"])
+@example(["+run_name.seed=[]"])
+@example(["+study._target_=${seed}"])
+@example(["study=2026", "run_name=7"])
+@example(["reward=remote"])
+@example(["model.max_text_tokens=100000"])
 def test_a_configuration_runs_or_is_refused_or_stops_in_one_line(given_overrides):
-    folder, spent = Path(tempfile.mkdtemp()), Budget.spent
-    Budget.spent = lambda self, iteration, cost: float(iteration >= 1)  # whatever the budget, one iteration
-    try:
-        code, err = _called([*SMALL, *given_overrides], folder)
-        left = [path.name for path in folder.iterdir()]
-    finally:
-        Budget.spent = spent
-        shutil.rmtree(folder)
-    said = [line for line in err.splitlines() if line]
-    assert "Traceback" not in err
+    code, said, left = outcome(given_overrides)
     if code == 2:
-        assert len(said) == 1, said
-        assert said[0].startswith("error: ")
-        assert len(said[0]) < 1500
-        assert left == []
+        assert_refused(said, left)
     elif code == 1:
         assert said[-1].startswith("stopped: ")
     else:

@@ -23,7 +23,7 @@ from flash_grpo.records.checked import DamagedFileError
 from flash_grpo.records.files import last_recorded, read_manifest, read_newest_first, read_records, write_manifest
 from flash_grpo.records.submissions import SubmittedRun
 from flash_grpo.run import checkpoint, loop, stop
-from flash_grpo.run.saving import newest_usable
+from flash_grpo.run.saved import newest_usable
 from flash_grpo.training.ranks import Ranks
 from flash_grpo.training.trainer import Trainer
 

@@ -28,6 +28,7 @@ GROUP_FILES = sorted(
         *(path for group in ("ablations", "sweeps", "slurm") for path in (ROOT / group).rglob("*.yaml")),
     ]
 )
+ABLATIONS = sorted((ROOT / "ablations").glob("*.yaml"))
 SOURCES = r"paper|release|Flow-GRPO|MixGRPO|LongCat|ours|as (flash|full|window)"
 
 
@@ -84,6 +85,17 @@ def test_a_file_that_users_edit_begins_with_its_purpose_and_a_command(path):
     assert len(comments) > 1
     if path.stem != "none":
         assert any(re.match(r"#.*(python train\.py|make) ", line) for line in comments)
+
+
+def test_every_preset_of_a_paper_is_listed_with_it():
+    """In docs/pages/methods.md with the paper's number, and in README by its name."""
+    page, readme = (ROOT / "docs/pages/methods.md").read_text(), (ROOT / "README.md").read_text()
+    papers = {path.stem: re.search(r"arXiv ([0-9]{4}[.][0-9]{5})", path.read_text()) for path in ABLATIONS}
+    found = {name: paper[1] for name, paper in papers.items() if paper}
+    assert len(found) >= 12
+    for name, paper in found.items():
+        assert re.search(rf"`{name}`.*{re.escape(paper)}", page), name
+        assert re.search(rf"`(ablations=)?{name}`", readme), name
 
 
 @_group_files("method", "optim", "evaluation")

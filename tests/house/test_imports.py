@@ -14,12 +14,16 @@ ROOMS = {  # what each may import of the others; itself it always may
     "algorithm": set(),
     "policies": {"algorithm", "hub"},
     "rewards": {"algorithm", "hub"},
-    "tiny_world": {"algorithm", "hub"},
+    "tiny_world": {"algorithm", "arguments", "hub"},
+    "scenes_world": {"algorithm", "arguments", "tiny_world"},
     "training": {"algorithm", "records"},
-    "run": {"algorithm", "records", "training", "hub", "policies.source"},
-    "measure": {"algorithm", "records", "training", "run"},
+    "run": {"algorithm", "hints", "records", "training", "hub", "policies.source"},
+    "measure": {"algorithm", "records", "training", "run", "planning"},
     "cluster": {"records", "process_exit"},
-    "analysis": {"records"},
+    "planning": {"algorithm", "records", "run", "cluster", "policies.settings", "policies.source"},
+    "preflight": {"algorithm", "records", "training", "run", "measure", "planning", "cluster"},
+    "tracking": {"records"},
+    "analysis": {"arguments", "records"},
     "hydra_plugins": {"cluster", "records", "run"},
 }
 LIBRARIES = {  # besides the standard library; a file at the top of flash_grpo may use any
@@ -27,10 +31,20 @@ LIBRARIES = {  # besides the standard library; a file at the top of flash_grpo m
     "algorithm": {"torch", "numpy"},
     "training": {"torch", "numpy", "accelerate"},
     "cluster": {"submitit", "hydra", "omegaconf", "psutil", "rich"},
+    "tracking": {"PIL", "tensorboard", "wandb", "trackio", "mlflow", "sqlalchemy"},
     "run": {"torch", "hydra", "omegaconf", "tqdm", "PIL"},
+    "planning": {"torch", "hydra", "omegaconf", "rich"},
     "measure": {"torch", "hydra", "omegaconf", "tqdm", "imageio", "huggingface_hub"},
+    "preflight": {"torch", "omegaconf"},
 }
-SHARED = {"hub", "overrides", "process_exit"}  # files at the top that are not commands
+SHARED = {
+    "arguments",
+    "hints",
+    "hub",
+    "overrides",
+    "process_exit",
+    "recompose",
+}  # files at the top that are not commands
 
 
 def _modules() -> dict[str, Path]:
@@ -106,25 +120,31 @@ def test_there_is_no_circle():
     assert not graph, f"these import each other: {sorted(graph)}"
 
 
-def test_real_models_know_nothing_of_the_tiny_world():
-    for room in ("algorithm", "policies", "rewards", "training", "run", "cluster"):
+def test_real_models_know_nothing_of_the_small_worlds():
+    for room in ("algorithm", "policies", "rewards", "training", "run", "cluster", "planning", "preflight"):
         for path in _files(room):
-            assert not any(_room(module) == "tiny_world" for module in _own(path)), path
+            assert not any(_room(module) in ("tiny_world", "scenes_world") for module in _own(path)), path
 
 
-def test_model_libraries_are_known_to_policies_rewards_and_the_tiny_world_only():
+def test_model_libraries_are_known_to_policies_rewards_and_the_small_worlds_only():
     for module, path in _modules().items():
         if _tops(path) & {"diffusers", "transformers", "peft"}:
-            assert _room(module) in ("policies", "rewards", "tiny_world"), path
+            assert _room(module) in ("policies", "rewards", "tiny_world", "scenes_world"), path
+
+
+def test_a_tracker_is_known_to_its_own_file_only():
+    trackers = {"tensorboard", "wandb", "trackio", "mlflow"}
+    known = {module: _tops(path) & trackers for module, path in _modules().items() if _tops(path) & trackers}
+    assert known == {f"flash_grpo.tracking.{tracker}": {tracker} for tracker in trackers}
 
 
 def test_only_one_file_instantiates_what_a_configuration_names():
     callers = {module for module, path in _modules().items() if "hydra.utils.instantiate" in _imported(path)}
-    assert callers == {"flash_grpo.run.build"}
+    assert callers == {"flash_grpo.run.making"}
 
 
 LIGHT = ("cli", "overrides", "run/compose", "run/settings", "algorithm/ranges")
-LIGHT += ("records/checked", "records/identity", "records/slurm_job")
+LIGHT += ("arguments", "hints", "records/checked", "records/identity", "records/slurm_job")
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -37,13 +37,13 @@ def test_the_wheel_holds_every_configuration_file(wheel):
     assert not missing
 
 
-def test_the_wheel_holds_the_packages_and_the_tiny_checkpoint(wheel):
+def test_the_wheel_holds_the_packages_and_the_small_worlds_checkpoints(wheel):
     names = set(wheel.namelist())
     wanted = {"flash_grpo/cli.py", "analysis/report.py", "hydra_plugins/flash_grpo_plugins/local.py"}
     wanted |= {"flash_grpo/records/prices.toml"}
-    weights = [name for name in names if "tiny_world/checkpoint" in name and name.endswith(".safetensors")]
     assert wanted <= names
-    assert weights
+    for world in ("tiny_world", "scenes_world"):
+        assert f"flash_grpo/{world}/checkpoint/transformer/diffusion_pytorch_model.safetensors" in names
     assert "hydra_plugins/__init__.py" not in names  # it would hide the plugins of other packages
 
 

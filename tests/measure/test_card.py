@@ -39,7 +39,8 @@ def _parts(card: Path) -> tuple[dict, str]:
 def test_the_export_holds_weights_card_and_sheets_and_the_card_holds_the_records_numbers(finished, tmp_path, capsys):
     main([str(finished), "--card", "--output", str(tmp_path / "hub")])
     files = {str(path.relative_to(tmp_path / "hub")) for path in (tmp_path / "hub").rglob("*") if path.is_file()}
-    assert files == {"README.md", "pytorch_lora_weights.safetensors", "samples/start.png", "samples/end.png"}
+    adapters = {"pytorch_lora_weights.safetensors", "comfyui/pytorch_lora_weights.safetensors"}
+    assert files == {"README.md", *adapters, "samples/start.png", "samples/end.png"}
     assert f"hf upload USER/NAME {tmp_path / 'hub'}" in capsys.readouterr().out
     metadata, body = _parts(tmp_path / "hub/README.md")
     assert metadata["tags"] == ["grpo", "flash-grpo", "lora"]

@@ -11,6 +11,7 @@ CHOICES = {
     "full": ("method=full",),
     "flash": (),
     "shared_noise": ("ablations=shared_noise",),
+    "a tree": ("ablations=branchgrpo", "method.tree.steps=[0,3]"),
     "a path": ("ablations=shared_noise", "rollout.path={lead:2,follow:1}"),
     "no SDE": ("ablations=awm",),
 }

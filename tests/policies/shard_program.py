@@ -19,7 +19,7 @@ def go_through(overrides: list[str]) -> dict:
     trainer = build.prepare_trainer(cfg, Ranks("cpu"))
     _drop_some(trainer.method)
     records = [trainer.iterate(iteration) for iteration in (1, 2)]
-    with trainer.updater.ema.applied():
+    with trainer.updater.stepper.ema.applied():
         evaluate = build.build(cfg.evaluation.sampler, "evaluation.sampler")
         evaluated = evaluate(trainer.policy, trainer.rollouts.reward, trainer.prompts.test, trainer.ranks)
     named = list(trainer.policy.transformer.named_parameters())

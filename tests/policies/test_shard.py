@@ -51,7 +51,7 @@ def _on_two_ranks(output: Path, overrides: list[str]) -> dict:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
     command = [*launch, str(PROGRAM), str(output), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(output)
 

@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
+from flash_grpo.records.billed import Bill, BilledStart
 from flash_grpo.records.files import read_manifest
 from flash_grpo.records.full_disk import FullDiskError
-from flash_grpo.records.schema import Bill, BilledStart, ProgramStart
+from flash_grpo.records.schema import ProgramStart
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.records.submissions import SubmittedRun, append_submitted, read_submitted
 

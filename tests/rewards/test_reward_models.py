@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, Qwen2VLFo
 
 from flash_grpo.algorithm.protocols import score_flops
 from flash_grpo.algorithm.types import Scores
-from flash_grpo.overrides import composed_outside
+from flash_grpo.recompose import composed_outside
 from flash_grpo.rewards.brightness import brightness
 from flash_grpo.rewards.clip import Aesthetic, PickScore, aesthetic_head
 from flash_grpo.rewards.composite import CompositeReward

@@ -14,6 +14,8 @@ from flash_grpo.algorithm import keyed
 from flash_grpo.evaluate import main as evaluate_main
 from flash_grpo.export import export
 from flash_grpo.export import main as export_main
+from flash_grpo.measure.diagnosis import diagnosed
+from flash_grpo.measure.spending import spending
 from flash_grpo.records.files import read_manifest, read_records
 from flash_grpo.run import build, checkpoint, loop, stop, stored
 from flash_grpo.training.ema import EMA
@@ -24,26 +26,14 @@ from flash_grpo.training.update import DriftError
 @pytest.fixture(scope="module")
 def overrides(wan_folder, tmp_path_factory):
     """Overrides: recipe=wan21_1p3b on the small pipeline, two prompts to train on and two held out."""
-    folder = tmp_path_factory.mktemp("real")
-    (folder / "train.txt").write_text("\n".join(wan_pipeline.SENTENCES[:2]))
-    (folder / "test.txt").write_text("\n".join(wan_pipeline.SENTENCES[2:]))
     return (
-        "recipe=wan21_1p3b",
-        f"model.path={wan_folder}",
-        *wan_pipeline.SHAPE,
-        f"model.embedding_cache={folder / 'text'}",
-        "reward=brightness",
-        f"prompts.train={folder / 'train.txt'}",
-        f"prompts.test={folder / 'test.txt'}",
+        *wan_pipeline.overrides(wan_folder, tmp_path_factory.mktemp("real")),
         "optim.optimizer.lr=1e-2",
         "optim.ema.every=1",
         "rollout.layout.num_prompts=2",
-        "rollout.layout.group_size=3",
-        "budget.device_hours=null",
         "method.ratio_clip=0.1",  # bfloat16
         "checkpoint.every=1",
         "evaluation.every=1",
-        "threads=1",
     )
 
 
@@ -67,6 +57,19 @@ def test_the_recipe_trains_adapters_and_saves_nothing_else(finished):
     assert all(value.dtype == torch.float32 for value in state["parameters"].values())
 
 
+def test_the_recipe_can_be_diagnosed_and_costs_what_was_said(config, overrides):
+    trainer = build.prepare_trainer(config(*overrides), Ranks("cpu"))
+    said, found = spending(trainer, 2, 2), diagnosed(trainer, 2, 2)
+    trainer.meter.settle()
+    assert (said.forwards, said.backwards) == (
+        trainer.meter.cost.forward_evaluations,
+        trainer.meter.cost.backward_evaluations,
+    )
+    assert said.gradients_gb == pytest.approx(8 * 4e-9 * sum(p.numel() for p in trainer.policy.trainable().values()))
+    assert found.gradient.norm > 0 and found.video_distance > 0 and found.reward.std > 0
+    assert all(parameter.grad is None for parameter in trainer.policy.trainable().values())
+
+
 def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, overrides, tmp_path, finished):
     for iterations in (1, 2):
         cfg = config(*overrides, f"runs_root={tmp_path}", f"budget.iterations={iterations}")
@@ -81,7 +84,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, overr
 def _averaged(directory: Path):
     manifest = read_manifest(directory)
     manifest.config["model"]["dtype"] = "float32"
-    policy = stored.policy_of(manifest, "cpu")
+    policy = stored.policy_of(manifest, stored.saved_state(directory, None), "cpu")
     EMA(policy.trainable(), decay=0.9, every=1).load(_state(directory)["ema"])
     return policy
 

@@ -1,5 +1,7 @@
 """What is tried of every point of a sweep before anything is queued."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,9 @@ REAL = {"table1_1p3b": 8, "table1_14b": 96, "fig4": 8, "fig5": 8, "ablation_1p3b
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """A folder that looks like a pipeline's: only the names of its files are read, the model is made on the meta device."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    names = [f"{part}/model.safetensors" for part in ("transformer", "vae", "text_encoder")]
-    for name in (*names, "tokenizer/spiece.model", "model_index.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("{}")
-    return folder
+def pipeline(tmp_path_factory, wan_folder):
+    """A small pipeline: its files are looked at, and the model is made on the meta device."""
+    return shutil.copytree(wan_folder, tmp_path_factory.mktemp("rehearsal") / "pipeline")
 
 
 @pytest.fixture
@@ -47,11 +44,30 @@ def test_a_pipeline_that_was_fetched_in_part_is_refused_in_one_line(real, pipeli
 
 
 def test_a_shard_that_is_missing_is_named(real, pipeline):
-    index = pipeline / "transformer/model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
-    with pytest.raises(ConfigError, match=r"transformer/model-2\.safetensors is missing"):
+    index = pipeline / "transformer/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(
+        '{"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "diffusion_pytorch_model-2.safetensors"}}'
+    )
+    with pytest.raises(ConfigError, match=r"transformer/diffusion_pytorch_model-2\.safetensors is missing"):
         rehearse(real("sweeps=fig4"), 8)
     index.unlink()
+
+
+def test_a_config_that_does_not_fit_its_weights_is_refused(real, pipeline):
+    """The model itself is made of the architecture in conf/model: a rehearsal reads no weights, only their headers."""
+    file = pipeline / "transformer/config.json"
+    before = file.read_text()
+    for layers, message in (
+        (3, r"it describes blocks\.2\..*, which they lack"),
+        (1, r"they hold blocks\.1\..*, which it"),
+    ):
+        file.write_text(json.dumps({**json.loads(before), "num_layers": layers}))
+        with pytest.raises(
+            ConfigError, match=rf"transformer/config\.json does not fit the weights beside it: {message}"
+        ) as e:
+            rehearse(real("sweeps=fig4"), 8)
+        assert "\n" not in str(e.value)
+    file.write_text(before)
 
 
 @pytest.mark.parametrize("sweep", REAL)

@@ -1,5 +1,6 @@
 """A run from its first iteration to its last: interrupted, refused, failed, continued; and what it leaves on disk."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +33,7 @@ from flash_grpo.records.schema import Cost, EvalRecord, ProgramStart
 from flash_grpo.run import build, checkpoint, compose, loop, manifest, stop, stored
 from flash_grpo.run.directory import RunDirectory
 from flash_grpo.run.progress import Place
+from flash_grpo.run.starts import StartProgress, endless_restarts
 from flash_grpo.tiny_world.reward import ShapesReward
 from flash_grpo.training.evaluated_part import PartEvaluator
 from flash_grpo.training.evaluation import Evaluation
@@ -132,7 +135,10 @@ BRANCHES = (
 )
 
 
-@pytest.mark.parametrize("chosen", [(), MANY_PIECES, BRANCHES], ids=["few", "many", "branches"])
+HELD_OUT = ("reward@evaluation.held_out=fidelity", "evaluation.sampler.batch=12")
+
+
+@pytest.mark.parametrize("chosen", [(), MANY_PIECES, BRANCHES, HELD_OUT], ids=["few", "many", "branches", "held out"])
 def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically(config, tmp_path, monkeypatch, chosen):
     """Rollouts, gradients and evaluations of micro-batches: each is done once, in a start of its own."""
     overrides = (*chosen, "budget.iterations=2")
@@ -150,13 +156,28 @@ def test_a_run_that_leaves_after_every_single_piece_of_work_ends_bit_identically
     assert not list((directory / "checkpoints").glob("*+*"))
 
 
-@pytest.mark.parametrize("preset", ["finite_difference", "neighbor_grpo", "awm", "diffusion_nft"])
+AXES = {
+    "finite_difference": (),
+    "neighbor_grpo": (),
+    "awm": (),
+    "diffusion_nft": (),
+    "tempflow": ("rollout.guidance=3", "training.guidance=1", "evaluation.guidance=2", "rollout.train_fraction=0.5"),
+    "mixgrpo": (
+        "method.name=tree",
+        "method.plan.width=2",
+        "method.tree={_target_:flash_grpo.algorithm.noise.Tree,steps:[0,1]}",
+        "rollout.solve._target_=flash_grpo.algorithm.solvers.dpmpp_2m",
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", AXES)
 def test_a_run_of_any_target_that_is_interrupted_again_and_again_ends_bit_identically(
     config, tmp_path, monkeypatch, preset
 ):
     """Every third piece: in rollouts, before the first optimizer step where old velocities are needed, between two of them."""
     chosen = (f"ablations={preset}", "training.batch=2", "training.optimizer_steps=2", "training.shares=rollouts")
-    overrides = (*chosen, "budget.iterations=1")
+    overrides = (*chosen, *AXES[preset], "budget.iterations=1")
     whole = _start(config, tmp_path / "whole", *overrides)
     monkeypatch.setattr(Journal, "_leaving", lambda self: _has_done_a_piece(self, 3))
     names = []
@@ -293,9 +314,7 @@ def test_between_iterations_a_run_goes_on_with_other_micro_batches(config, tmp_p
 def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     cfg = config(*LONG, f"runs_root={tmp_path}")
     first = loop.claim(cfg, cfg.run_name)
-    program = (
-        "import sys; from pathlib import Path; from flash_grpo.run import directory; directory.lock(Path(sys.argv[1]))"
-    )
+    program = "import sys; from pathlib import Path; from flash_grpo.run import held; held.lock(Path(sys.argv[1]))"
     command = [sys.executable, "-c", program, str(first.path)]
     second = subprocess.run(command, capture_output=True, text=True)
     assert "another process is at work on this run; wait for it, or stop it" in second.stderr
@@ -310,7 +329,7 @@ def test_a_second_process_on_the_same_run_is_refused(config, tmp_path):
     (first.path / "run.json").write_text("{")
     second = subprocess.run(command, capture_output=True, text=True)
     assert "another process is at work on this run; wait for it, or stop it" in second.stderr
-    first.lock.close()
+    first.held.lock.close()
     assert subprocess.run(command).returncode == 0
 
 
@@ -321,6 +340,23 @@ def test_settings_outside_a_run_s_identity_are_not_in_its_name():
     for key in (*(setting.key for setting in settings), *elsewhere):
         assert not identity.is_identity(key)
         assert compose.distinguishing_name([f"{key}=1"], "flash", 0) == "flash-seed0", key
+
+
+def test_a_run_from_before_a_setting_existed_is_the_run_that_has_its_default(config, tmp_path):
+    """And not the one that has another value."""
+    now = OmegaConf.to_container(config("optim=lora"), resolve=True)
+    before = copy.deepcopy(now)
+    assert len(identity.ADDED) >= 1
+    for key, value in identity.ADDED.items():
+        section, _, name = key.rpartition(".")
+        parent = before
+        for part in section.split("."):
+            parent = parent[part]
+        assert parent.pop(name) == value, key
+    assert manifest.identity(before) == manifest.identity(now)
+    manifest.refuse_another_config(tmp_path, before, now)
+    with pytest.raises(ValueError, match=r"\(rollout.train_fraction: \(absent\) there, 0.5 asked for\)"):
+        manifest.refuse_another_config(tmp_path, before, {**now, "rollout": {**now["rollout"], "train_fraction": 0.5}})
 
 
 def test_other_reward_servers_do_not_make_another_run(config, tmp_path):
@@ -630,6 +666,11 @@ def test_the_manifest_tells_what_ran_where(config, uninterrupted, monkeypatch, t
     assert [start.iteration for start in manifest.starts] == [0]
 
 
+def test_names_that_are_numbers_are_names(config, tmp_path):
+    manifest = read_manifest(_start(config, tmp_path, "study=2026", "run_name=7", "budget.iterations=1"))
+    assert (manifest.study, manifest.run_name, manifest.status) == ("2026", "7", "completed")
+
+
 def test_the_hashes_change_with_what_the_run_is_and_not_with_how_far_it_goes(config, train, uninterrupted, monkeypatch):
     original = read_manifest(uninterrupted)
     kept = ("budget.iterations=1", "study=elsewhere", "checkpoint.every=1", "rollout.batch=5")
@@ -675,14 +716,17 @@ def restarted(monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "12")
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         ids = [{"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restart)} for restart, _ in said]
-        return [ProgramStart(time="", **progress, slurm=slurm) for (_, progress), slurm in zip(said, ids, strict=True)]
+        return [
+            ProgramStart(time="", **asdict(progress), slurm=slurm)
+            for (_, progress), slurm in zip(said, ids, strict=True)
+        ]
 
     return arrange
 
 
-HERE = {"iteration": 7, "pieces": 40, "reached": 7}
-BEFORE = {"iteration": 6, "pieces": 30, "reached": 6}
-FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before this one was killed after iteration 9
+HERE = StartProgress(iteration=7, pieces=40, reached=7)
+BEFORE = StartProgress(iteration=6, pieces=30, reached=6)
+FELL_BACK = StartProgress(iteration=7, pieces=40, reached=9)  # the start before this one was killed after iteration 9
 
 
 @pytest.mark.parametrize(
@@ -700,7 +744,7 @@ FELL_BACK = {"iteration": 7, "pieces": 40, "reached": 9}  # the start before thi
     ],
 )
 def test_a_job_that_slurm_restarts_without_progress_gives_up(restarted, restarts, said, now, idle):
-    reason = manifest.endless_restarts(restarted(restarts, said), now, limit=3)
+    reason = endless_restarts(restarted(restarts, said), now, limit=3)
     assert reason.startswith(f"started {idle} times without") if idle else not reason
 
 
@@ -719,7 +763,7 @@ def test_a_start_that_reaches_what_an_earlier_one_reached_makes_no_progress(conf
             loop.load(cfg, place).saver.save(Place())
         for iteration in range(1, reached + 1):
             place.records.append(_evaluation(iteration))
-        place.lock.close()
+        place.held.lock.close()
 
 
 def _evaluation(iteration: int) -> EvalRecord:
@@ -731,7 +775,7 @@ def test_a_person_s_own_restarts_do_not_count(restarted):
     starts = restarted(5, tuple((restart, HERE) for restart in range(5)))
     for start in starts:
         start.slurm["SLURM_JOB_ID"] = "11"
-    assert not manifest.endless_restarts(starts, HERE, limit=6)
+    assert not endless_restarts(starts, HERE, limit=6)
 
 
 def test_a_job_whose_starts_all_die_before_they_have_loaded_anything_gives_up_and_says_so(config, tmp_path, restarted):
@@ -766,6 +810,27 @@ def test_other_texts_in_the_same_files_are_refused(config, tmp_path):
     with pytest.raises(build.ConfigError, match=r"other texts than prompts\.train and prompts\.test give now"):
         _start(config, tmp_path, *overrides)
     assert read_manifest(directory).status == "completed"
+
+
+def test_other_adapters_in_the_same_file_are_refused(tmp_path):
+    def lora(init_from):
+        return {"optim": {"lora": {"init_from": init_from}}}
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"adapters")
+    other.write_bytes(b"more adapters")
+    both = {"transformer": str(one), "transformer_2": str(other)}
+    began = manifest.adapters_hash(lora(both))
+    manifest.refuse_other_adapters(tmp_path, began, lora(both))
+    manifest.refuse_other_adapters(tmp_path, None, lora(both))  # a run of an earlier version
+    swapped = {"transformer": str(other), "transformer_2": str(one)}
+    one_alone = lora(str(one))
+    for wanted in (lora(swapped), one_alone, lora(None), {"optim": {"lora": None}}):
+        with pytest.raises(ValueError, match=r"other adapters than optim\.lora\.init_from gives now"):
+            manifest.refuse_other_adapters(tmp_path, began, wanted)
+    one.write_bytes(b"other adapters")
+    with pytest.raises(ValueError, match="put the files back"):
+        manifest.refuse_other_adapters(tmp_path, began, lora(both))
 
 
 # -- failing -------------------------------------------------------------------------------------------------------

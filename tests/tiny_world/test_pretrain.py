@@ -8,7 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from flash_grpo.tiny_world import pretrain
+from flash_grpo.tiny_world import pretrain, pretraining
 from flash_grpo.tiny_world.clips import COLOURS, DIRECTIONS, SHAPES, captions
 from flash_grpo.tiny_world.codec import LinearVideoCodec
 from flash_grpo.tiny_world.reward import ShapesReward
@@ -26,7 +26,7 @@ def offline(monkeypatch):
 
 def encode(folder: Path, texts: list[str]) -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    return pretrain.encode_text(tokenizer, UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder"), texts)
+    return pretraining.encode_text(tokenizer, UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder"), texts)
 
 
 def load_transformer(folder: Path) -> WanTransformer3DModel:
@@ -95,7 +95,7 @@ def test_the_shipped_checkpoint_is_small_and_was_made_by_the_command():
 def test_the_shipped_transformer_draws_better_than_an_untrained_one_and_leaves_room(offline):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = pretrain.build_transformer()
+        untrained = pretrain.WORLD.build_transformer()
     trained = mean_reward(load_transformer(CHECKPOINT))
     assert mean_reward(untrained) + 0.5 < trained
     assert 1.5 < trained < 2.2

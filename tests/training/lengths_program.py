@@ -12,7 +12,7 @@ from flash_grpo.algorithm.schedule import flow_schedule
 from flash_grpo.policies.wan import WanPolicy
 from flash_grpo.run import build
 from flash_grpo.run.compose import CONF
-from flash_grpo.training.journal import Leave
+from flash_grpo.training.pace import Apart, Leave
 from flash_grpo.training.ranks import Ranks
 
 
@@ -76,7 +76,8 @@ def leaves(overrides: list[str], work: str, after: int) -> list[int]:
 
 
 def marked(trainer) -> bool:
-    return trainer.journal._mark.found()
+    pace = trainer.journal.pace
+    return isinstance(pace, Apart) and pace.mark.found()  # in lockstep no rank leaves one
 
 
 def counting(action) -> list[int]:

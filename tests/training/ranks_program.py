@@ -15,13 +15,15 @@ from flash_grpo.algorithm.types import Scores
 from flash_grpo.run import build, checkpoint, loop, stop
 from flash_grpo.run.compose import CONF
 from flash_grpo.tiny_world.reward import ShapesReward
-from flash_grpo.training import evaluated_part, rollouts
+from flash_grpo.training import awaited, evaluated_part
 from flash_grpo.training.trainer import Trainer
 
 CHOSEN = (
     "ablations=no_iso_temporal",
     "training.optimizer_steps=2",
     "method.kl_weight=0.004",
+    "reward@evaluation.held_out=fidelity",
+    "checkpoint.best_by=held_out",
 )
 
 
@@ -82,7 +84,7 @@ class Failing:
 def fails_on_the_last_rank(folder: Path) -> tuple[list[str], list[str]]:
     """What this rank raised and what was saved where the last rank's reward fails: in an iteration, in an evaluation."""
     raised, saved = [], []
-    for module, name in ((rollouts, "training"), (evaluated_part, "evaluation")):
+    for module, name in ((awaited, "training"), (evaluated_part, "evaluation")):
         ask, calls = module.ask, []
 
         def failing(*arguments, ask=ask, calls=calls):

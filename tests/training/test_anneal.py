@@ -22,7 +22,7 @@ def test_an_iteration_s_rate_is_that_of_what_was_spent_before_it(trainer):
     for iteration in (1, 2, 3):
         expected = 1e-3 * (1 - 0.5 * small.meter.cost.pflop / 1e-2)
         small.iterate(iteration)
-        rates.append(small.updater.optimizer.param_groups[0]["lr"])
+        rates.append(small.updater.stepper.optimizer.param_groups[0]["lr"])
         assert rates[-1] == pytest.approx(expected, rel=1e-12)
     assert rates[0] == 1e-3
     assert rates[0] > rates[1] > rates[2]

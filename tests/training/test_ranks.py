@@ -58,6 +58,8 @@ def test_two_ranks_write_the_records_of_one_to_floating_point_noise(one_rank, tw
         assert untimed(theirs)["cost"] == untimed(ours)["cost"]
         if theirs["kind"] == "evaluation":
             assert theirs["prompt_rewards"] == pytest.approx(ours["prompt_rewards"], abs=3e-3)
+            assert theirs["held_out"] == pytest.approx(ours["held_out"], abs=3e-4)
+            assert theirs["held_out_prompts"] == pytest.approx(ours["held_out_prompts"], abs=3e-3)
         else:
             same = ("steps", "transitions", "optimizer_steps")
             near = ("gradient_norm", "weight_min", "weight_max", "advantage_abs_mean", "within_group_std", "reward_std")
@@ -72,6 +74,13 @@ def test_the_manifest_counts_the_ranks_and_their_starts(two_ranks):
     assert (manifest.world_size, manifest.hardware["devices"], manifest.status) == (2, 2, "completed")
     assert [start.iteration for start in manifest.starts] == [0, 1, 2]
     assert manifest.starts[2].pieces > manifest.starts[1].pieces
+
+
+def test_two_ranks_keep_a_best_checkpoint(two_ranks):
+    best = read_manifest(two_ranks[0]).best
+    evaluations = [record for record in read_records(two_ranks[0]) if record["kind"] == "evaluation"]
+    assert best.value == max(record["held_out"] for record in evaluations)
+    assert f"{best.iteration:06d}" in [path.name for path in checkpoint.complete(two_ranks[0])]
 
 
 def test_results_that_one_rank_finds_damaged_are_used_by_none(two_ranks):

@@ -33,6 +33,10 @@ ALL_METHODS = [
     "method.plan.draw=stratified",
     "model.guidance=4.5",
 ]
+WITHIN = {  # the small schedule and the small groups
+    "ablations=short_branches": ("method.plan.last_step=8", "optim.anneal.to=1"),
+    "ablations=branchgrpo": ("method.tree.steps=[0,3]",),
+}
 
 
 def _rollout_by_mask(trainer, mask_BT):
@@ -51,9 +55,7 @@ def computed():
 @pytest.fixture(scope="module", params=ALL_METHODS)
 def two_iterations(request, config, trainer, computed):
     """Of every method: the trainer and its records. In the second one the policy is no longer the base."""
-    within = (
-        ("method.plan.last_step=8", "optim.anneal.to=1") if request.param == "ablations=short_branches" else ()
-    )  # the small schedule
+    within = WITHIN.get(request.param, ())
     chosen = (request.param, *within, "rollout.batch=3", "training.batch=20", "optim.optimizer.lr=1e-3")
     key = str(config(*chosen))  # some names stand for the same
     if key not in computed:
@@ -89,7 +91,7 @@ def test_weights_are_proportional_to_1_over_lambda_with_mean_1_over_each_optimiz
     torch.testing.assert_close(weight_ON.mean(1), torch.ones(optimizer_steps))
     torch.testing.assert_close(ratio_ON, ratio_ON[:, :1].expand_as(ratio_ON))
     assert weight_ON.std() > 0.05
-    assert small.updater.optimizer_steps == optimizer_steps
+    assert small.updater.stepper.optimizer_steps == optimizer_steps
 
 
 def test_every_epoch_trains_on_the_same_rollouts_again_and_the_ratio_clip_works(trainer):
@@ -185,7 +187,7 @@ def test_the_average_follows_the_trained_weights_with_the_release_decay(trainer,
         if step % every == 0:
             keep = min((1 + step) / (10 + step), 0.3)
             expected = keep * expected + (1 - keep) * parameter.detach()
-        torch.testing.assert_close(small.updater.ema.shadow[name], expected)
+        torch.testing.assert_close(small.updater.stepper.ema.shadow[name], expected)
     assert not torch.allclose(expected, parameter)
 
 
@@ -194,8 +196,8 @@ def test_the_average_is_in_the_model_only_while_it_is_applied(trainer):
     small.iterate(1)
     parameters = small.policy.trainable()
     trained = {name: value.detach().clone() for name, value in parameters.items()}
-    with small.updater.ema.applied():
-        assert all(torch.equal(value, small.updater.ema.shadow[name]) for name, value in parameters.items())
+    with small.updater.stepper.ema.applied():
+        assert all(torch.equal(value, small.updater.stepper.ema.shadow[name]) for name, value in parameters.items())
         assert any((value != trained[name]).any() for name, value in parameters.items())
     assert all(torch.equal(value, trained[name]) for name, value in parameters.items())
 
