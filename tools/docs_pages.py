@@ -6,6 +6,7 @@ configuration and the schema; the API from docstrings; notebooks are run on the 
 
 import ast
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
-from flash_grpo.records import schema
+from flash_grpo.records import billed, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY_FILES = {
@@ -37,15 +38,18 @@ ROOMS = (
     "policies",
     "rewards",
     "tiny_world",
+    "scenes_world",
     "records",
     "training",
     "run",
     "measure",
     "cluster",
+    "planning",
+    "preflight",
     "analysis",
 )
 RECORDS = (schema.RunManifest, schema.IterationRecord, schema.EvalRecord, schema.FailureRecord, schema.Cost)
-RECORDS += (schema.ProgramStart, schema.Bill, schema.BilledStart)
+RECORDS += (schema.BestCheckpoint, schema.ProgramStart, billed.Bill, billed.BilledStart)
 NOTEBOOKS = sorted((ROOT / "analysis/notebooks").glob("*.ipynb"))
 Page = tuple[str, str]  # address, Markdown
 
@@ -56,7 +60,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     api = [{"Commands": "api/commands.md"}, *({room: f"api/{room}.md"} for room in ROOMS)]
     config.nav = [
         {"Start": sections},
-        {"Reference": ["methods.md", "records.md", "configuration.md", {"API": api}]},
+        {"Reference": ["before-a-run.md", "methods.md", "records.md", "configuration.md", {"API": api}]},
         {"Slurm": ["slurm.md"]},
         {"Notebooks": [f"notebooks/{path.stem}.md" for path in NOTEBOOKS]},
         {"Project": ["contributing.md", "changelog.md", "security.md", "log.md"]},
@@ -160,7 +164,7 @@ def _record(record: type) -> str:
     for field in dataclasses.fields(record):
         text = texts.get(field.name, f"`{field.default}`" if field.name == "kind" else "")
         if not text and f"`{field.name}`" not in head:
-            raise PluginError(f"flash_grpo/records/schema.py: {record.__name__}.{field.name} has no description")
+            raise PluginError(f"{record.__module__}: {record.__name__}.{field.name} has no description")
         lines.append(f"| `{field.name}` | `{_type(field.type)}` | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
@@ -172,9 +176,8 @@ def _type(annotation: object) -> str:
 
 def _texts_below_fields(record: type) -> dict[str, str]:
     """Return the docstrings that stand below fields, in one line each."""
-    module = ast.parse(Path(schema.__file__).read_text())
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == record.__name__)
-    pairs = pairwise(body)
+    defined = ast.parse(inspect.getsource(record)).body[0]
+    pairs = pairwise(defined.body if isinstance(defined, ast.ClassDef) else [])
     return {
         field.target.id: " ".join(text.value.value.split())
         for field, text in pairs

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 from fault_campaign_victim import Victim, called
 
-from flash_grpo.cluster.run_state import OVER
 from flash_grpo.run import checkpoint
 
 CLUSTER = Path(__file__).resolve().with_name("dev_cluster")
@@ -103,7 +102,7 @@ def fill_disk(run: Victim, chance: random.Random) -> None:
             pass
     os.truncate(filler, max(0, filler.stat().st_size - chance.choice([0, 100_000, 1_000_000])))
     try:
-        run.wait(lambda: run.state() in OVER)
+        run.wait(run.has_ended)
     finally:
         filler.unlink()
 
@@ -111,7 +110,7 @@ def fill_disk(run: Victim, chance: random.Random) -> None:
 def flip_bit(run: Victim, chance: random.Random) -> None:
     """Requeue the run and, while it waits, flip a bit in a file of its newest checkpoint."""
     called("scancel", "--signal=USR2", run.job())
-    run.wait(lambda: run.state() in ("requeued", *OVER))
+    run.wait(lambda: run.state() == "requeued" or run.has_ended())
     newest = run.directory / "checkpoints" / checkpoint.names(run.directory)[0]
     path = chance.choice(sorted(newest.glob("*.pt")))
     with open(path, "r+b") as file:

@@ -21,7 +21,6 @@ from flash_grpo.run import checkpoint
 
 PATIENCE_S = 900  # for one wait without a new iteration: on a busy machine a start alone may take minutes
 LOOK_S = 2.0
-HANGS_S = 60
 MOST_RESUBMISSIONS = 5
 PROGRAM = [sys.executable, "-m", "flash_grpo.jobs"]
 
@@ -59,14 +58,12 @@ class Watch:
 
 @dataclass
 class Victim:
-    """One run of a campaign. resubmitted: how often by hand. cancelled: its job had to be, though the run was complete."""
+    """One run of a campaign. resubmitted: how often by hand."""
 
     watch: Watch
     name: str
     ranks: int
     resubmitted: int = 0
-    cancelled: bool = False
-    complete_since: float = 0.0
     last_why: str = ""
 
     @property
@@ -110,7 +107,7 @@ class Victim:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     def until(self, holds: Callable[[], object], what: str) -> None:
-        """Wait for something, submitting the run again whenever it has ended before it was complete.
+        """Wait for something; meanwhile cancel a job that outlives its run, and submit again a run that ended too early.
 
         TooLateError if it is complete first. LostError after PATIENCE_S without it and without a new iteration.
         """
@@ -118,10 +115,12 @@ class Victim:
         while not holds():
             if self.state() == "complete":
                 raise TooLateError
+            if self.state() == "lingering":
+                self._cancel()
             if self._ended():
                 self._resubmit()
                 moved = time.monotonic()
-            if self.iteration != iteration or self.state() in ("waiting", ""):
+            if self.iteration != iteration or self.state() in ("waiting", "requeued", ""):
                 moved, iteration = time.monotonic(), self.iteration
             if time.monotonic() - moved > PATIENCE_S:
                 raise LostError(f"not {what}: {self.state()} {self.last_why}")
@@ -129,7 +128,7 @@ class Victim:
 
     def until_restarted(self, before: int) -> None:
         """Wait until Slurm has restarted the job or it is over; TooLateError if the run completes first."""
-        self.wait(lambda: self.state() in OVER or self.restarts() > before)
+        self.wait(lambda: self.has_ended() or self.restarts() > before)
 
     def wait(self, holds: Callable[[], object]) -> None:
         """Wait for something that a fault causes; TooLateError if the run completes first."""
@@ -140,21 +139,20 @@ class Victim:
             time.sleep(0.5)
 
     def to_the_end(self) -> None:
-        """Wait until the table says complete. A job that outlives its complete run is cancelled, by hand as it were."""
+        """Wait until the table says complete."""
         with suppress(TooLateError):
-            self.until(self._hangs, "complete")
-            print(f"  {self.name}: is complete and its job goes on: scancel {self.job()}", flush=True)
-            self.cancelled = bool(called("squeue", "-h", "-j", self.job()))
-            called("scancel", self.job())
             self.until(lambda: False, "complete")
 
-    def _hangs(self) -> bool:
-        """Return True if the run has been complete for HANGS_S, and its job still is in the queue."""
-        manifest = read_manifest(self.directory)
-        if not manifest or manifest.status != "completed":
-            return False
-        self.complete_since = self.complete_since or time.monotonic()
-        return time.monotonic() - self.complete_since > HANGS_S
+    def has_ended(self) -> bool:
+        """Return True if the run is over, though its job may linger."""
+        return self.state() in (*OVER, "lingering")
+
+    def _cancel(self) -> None:
+        """Do what the table says of a job that lingers."""
+        print(f"  {self.name}: its job {self.job()} lingers: --cancel", flush=True)
+        subprocess.run([*PROGRAM, self.watch.study, "--cancel", self.name], capture_output=True)
+        self.watch.asked = 0.0
+        time.sleep(LOOK_S)
 
     def _ended(self) -> bool:
         """Return True if two looks say that the run is over: accounting lags behind the queue."""
