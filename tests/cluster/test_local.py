@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,13 @@ def _wait_for(folder: Path, *names: str) -> None:
         time.sleep(0.05)
 
 
+def _group_of(process: subprocess.Popen) -> Iterator[psutil.Process]:
+    for other in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):  # one of another test ended meanwhile
+            if os.getpgid(other.pid) == process.pid:
+                yield other
+
+
 def _ctrl_c(process: subprocess.Popen) -> None:
     """Send SIGINT to all processes in the group, the runs' included, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
@@ -176,8 +184,7 @@ def test_a_second_ctrl_c_kills_what_does_not_end(app):
     assert process.poll() is None
     _ctrl_c(process)
     process.communicate(timeout=10)
-    group = [other for other in psutil.process_iter() if os.getpgid(other.pid) == process.pid]
-    assert all(other.status() == psutil.STATUS_ZOMBIE for other in group)
+    assert all(other.info["status"] == psutil.STATUS_ZOMBIE for other in _group_of(process))
 
 
 def test_two_runs_of_one_name_are_refused_before_any_starts(app):

@@ -43,7 +43,9 @@ def age_by_two_minutes(sweep: Sweep, job: str) -> None:
 
 
 def process_of(title: str) -> psutil.Process:
-    return next(process for process in psutil.process_iter() if title in " ".join(process.cmdline()))
+    """Find the process of that title; another that ends meanwhile does not matter."""
+    living = psutil.process_iter(["cmdline"])
+    return next(process for process in living if title in " ".join(process.info["cmdline"] or []))
 
 
 def test_gpus_are_asked_for_by_type_through_either_option(cluster, tmp_path):
