@@ -75,7 +75,7 @@ def test_a_sweep_survives_a_cluster_bit_identically(submit, undisturbed):
     study.until(names["killed"], "complete")
     study.until(names["failing"], "failed")
     assert "diverged" in study.line(names["failing"])
-    assert time.monotonic() - began < 300
+    assert time.monotonic() - began < 600  # after which a start stops waiting for a lock that nobody gives back
 
     for what, whole in wholes.items():
         manifest = read_manifest(study.directory(names[what]))

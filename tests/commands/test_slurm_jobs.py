@@ -10,7 +10,7 @@ from slurm_cluster import MARKS, ROOT, Study, what_was_computed
 from flash_grpo.records.files import read_manifest, read_records
 
 pytestmark = MARKS
-LEAVING_S = 2.5  # billed at the end of each start: its save, the interpreter's end, rounding to whole seconds
+UNEXPLAINED = 0.15  # of a bill: the ends of the starts, whole seconds, evaluations that share their core more
 
 
 def start_up_s(study: Study, run: str) -> float:
@@ -46,8 +46,8 @@ def test_a_run_is_seen_and_billed_though_its_launcher_was_killed_and_it_was_requ
     assert bill.device_seconds == by_slurm
     assert bill.lost_device_seconds == by_slurm - bill.useful_device_seconds
     expected = start_up_s(study, "seed0") + stretch(run_dir) * bill.useful_device_seconds
-    assert by_slurm == pytest.approx(expected, abs=2 * LEAVING_S)
-    assert last_start_alone != pytest.approx(expected, abs=2 * LEAVING_S)
+    assert by_slurm == pytest.approx(expected, rel=UNEXPLAINED)
+    assert last_start_alone != pytest.approx(expected, rel=UNEXPLAINED)
     monkeypatch.setitem(study.environment, "TZ", "Asia/Tokyo")
     study.jobs()
     assert read_manifest(run_dir).bill == bill
