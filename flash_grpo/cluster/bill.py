@@ -15,13 +15,12 @@ from flash_grpo.records.schema import RunManifest
 from flash_grpo.records.submissions import SubmittedRun
 
 
-def bill_of(run_dir: Path, jobs: list[SubmittedRun], answer: Answer) -> Bill | None:
+def bill_of(run_dir: Path, manifest: RunManifest | None, jobs: list[SubmittedRun], answer: Answer) -> Bill | None:
     """Return the run's bill as of now, over all its jobs; None if no job has started.
 
-    jobs: all of the run's, see `known_jobs`. Starts that are in the bill in run.json and no longer in the accounting are kept,
-    because sites delete old accounting entries.
+    manifest: of run.json, None if there is none or it is damaged. jobs: all of the run's, see `known_jobs`. Starts that are in
+    run.json's bill and no longer in the accounting are kept, because sites delete old accounting entries.
     """
-    manifest = readable_manifest(run_dir)[0]
     earlier = manifest.bill.starts if manifest and manifest.bill else []
     now = [_billed(start, run.ranks) for run in jobs for start in answer.starts.get(run.job_id, []) if start.start]
     starts = {(start.job, start.start): start for start in [*earlier, *now]}
@@ -62,7 +61,8 @@ def write_bills(study: Path, answer: Answer) -> list[str]:
             unsettled.append(run)
             continue
         with suppress(OSError):  # a full disk: the next call writes the bill
-            _write(study / run, bill_of(study / run, jobs, answer), ids)
+            manifest = readable_manifest(study / run)[0]
+            _write(study / run, manifest, bill_of(study / run, manifest, jobs, answer), ids)
     return unsettled
 
 
@@ -86,9 +86,8 @@ def _useful_seconds(run_dir: Path) -> float:
     return last["cost"]["device_seconds"] + last["evaluation_seconds"] - (last["cost"].get("server_seconds") or 0.0)
 
 
-def _write(run_dir: Path, bill: Bill | None, jobs: list[str]) -> None:
+def _write(run_dir: Path, manifest: RunManifest | None, bill: Bill | None, jobs: list[str]) -> None:
     """Write the bill unless the run has gone on outside `jobs`: it may be alive there and write run.json itself."""
-    manifest = readable_manifest(run_dir)[0]
     if bill is None or manifest is None or manifest.bill == bill:
         return
     last = manifest.starts[-1] if manifest.starts else None

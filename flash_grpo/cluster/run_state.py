@@ -21,7 +21,7 @@ from flash_grpo.records.files import MANIFEST
 from flash_grpo.records.full_disk import full_disk
 from flash_grpo.records.known_jobs import known_jobs
 from flash_grpo.records.schema import TIME, RunManifest
-from flash_grpo.records.submissions import SubmittedRun, array_of
+from flash_grpo.records.submissions import SubmittedRun
 
 ALIVE = ("waiting", "requeued", "starting", "running", "preempted", "suspended", "ending", "lingering")
 OVER = ("complete", "failed", "cancelled", "interrupted", "unfinished", "unknown")
@@ -89,7 +89,7 @@ def run_state(run_dir: Path, jobs: list[SubmittedRun], answer: Answer | None) ->
     except DamagedFileError as damaged:
         last, damage = LastRecords(), damage or str(damaged)
     written = manifest.bill if manifest else None
-    bill = bill_of(run_dir, jobs, answer) if answer and not answer.no_accounting else written
+    bill = bill_of(run_dir, manifest, jobs, answer) if answer and not answer.no_accounting else written
     starts = len(bill.starts) if bill and bill.starts else len(manifest.starts) if manifest else 0
     return RunState(
         run=run_dir.name,
@@ -131,8 +131,7 @@ def _decide(manifest: RunManifest | None, job: SubmittedRun | None, answer: Answ
         left = answer.left.get(job.job_id)
         wrote = manifest if manifest and _is_of_last_start(manifest, job, left.restarts if left else 0) else None
         return unaccounted.state_of(wrote.status if wrote else "", _own_reason(wrote), job, left)
-    array_is_known = job.array_id in {array_of(name) for name in answer.starts}
-    return _left_queue(manifest, job, starts, array_is_known)
+    return _left_queue(manifest, job, starts, array_is_known=job.array_id in answer.accounted_arrays)
 
 
 def _without_slurm(manifest: RunManifest | None) -> tuple[str, str]:

@@ -12,10 +12,11 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from flash_grpo.records.known_jobs import known_jobs
-from flash_grpo.records.submissions import SubmittedRun
+from flash_grpo.records.submissions import SubmittedRun, array_of
 
 QUEUE = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "EndTime", "PreemptTime")
 ACCOUNTING = ("JobID", "State", "Start", "End", "ElapsedRaw", "AllocTRES")
@@ -90,6 +91,11 @@ class Answer:
     asked: float = float("inf")
     left: dict[str, Queued] = field(default_factory=dict)
     no_accounting: str = ""
+
+    @cached_property
+    def accounted_arrays(self) -> set[str]:
+        """The arrays of which the accounting has entries, and the jobs that are in no array."""
+        return {array_of(job) for job in self.starts}
 
 
 def ask_about(study: Path) -> Answer:

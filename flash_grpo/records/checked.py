@@ -98,8 +98,11 @@ def too_deep(value: Any) -> bool:
     return bool(level)
 
 
+_hints = cache(get_type_hints)  # of a dataclass: a study has thousands of objects of few kinds
+
+
 def _built(kind: type[T], entry: dict[str, Any]) -> T:
-    hints, given = get_type_hints(kind), {}
+    hints, given = _hints(kind), {}
     for item in dataclasses.fields(kind):
         value = entry.get(item.name)
         if value is not None:
@@ -124,7 +127,7 @@ Check = Callable[[Any], str]  # says of a value why it is not of a type; '' if i
 @cache
 def _checks(kind: type[Dataclass]) -> tuple[dict[str, Check], dict[str, Check]]:
     """Return the checks of the fields by name: of those that are floats, and of the others."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     checks = {item.name: _check(hints[item.name]) for item in dataclasses.fields(kind)}
     numbers: dict[str, Check] = {name: check for name, check in checks.items() if check is _check_float}
     return numbers, {name: check for name, check in checks.items() if name not in numbers}

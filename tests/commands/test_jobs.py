@@ -418,7 +418,7 @@ def test_a_server_s_device_seconds_are_not_part_of_the_job_s_bill(tmp_path):
     submitted(tmp_path)
     run_dir = written(tmp_path, "completed")
     evaluated(run_dir, 150.0, 20.0, server_seconds=90.0)
-    bill = bill_of(run_dir, [SubmittedRun(**JOB, folder="")], ended("COMPLETED"))
+    bill = bill_of(run_dir, read_manifest(run_dir), [SubmittedRun(**JOB, folder="")], ended("COMPLETED"))
     assert (bill.device_seconds, bill.useful_device_seconds, bill.lost_device_seconds) == (200, 80.0, 120.0)
 
 
@@ -436,7 +436,9 @@ def test_the_bill_sums_seconds_times_devices_over_every_start_of_every_job(tmp_p
     first = SubmittedRun(**JOB, folder="")
     of_array = [start("PREEMPTED", 100, devices=8), start("FAILED", 10, begin="2026-01-01T13:00:00")]
     starts = {"7_0": of_array, "9": [start("COMPLETED", 50, job="9", begin="2026-01-01T14:00:00")]}
-    bill = bill_of(run_dir, [first, replace(first, job_id="9")], Answer(queued={}, starts=starts))
+    bill = bill_of(
+        run_dir, read_manifest(run_dir), [first, replace(first, job_id="9")], Answer(queued={}, starts=starts)
+    )
     assert [start.devices for start in bill.starts] == [8, 2, 2]  # without GPUs its ranks
     assert bill.device_seconds == 100 * 8 + 10 * 2 + 50 * 2
     assert bill.useful_device_seconds == 600.0
