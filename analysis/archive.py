@@ -26,6 +26,7 @@ MOST_VIDEO_BYTES = 2 * 2**20  # of a study's small videos; those of further arms
 SUFFIX = ".tar.xz"
 MOST_BYTES = 512 * 2**20  # of an unpacked archive: a thousand runs of 300 records
 MOST_MEMBERS = 20_000
+SMALLEST = 9 | lzma.PRESET_EXTREME  # twice the time, 8 % less: a study is packed once
 
 
 class ArchiveError(ValueError):
@@ -42,7 +43,7 @@ def pack(studies: list[Path], archive: Path) -> None:
         raise ArchiveError(f"{empty[0]}: holds no run (a directory with a {MANIFEST}), so there is nothing to pack")
     aside = archive.with_name(f".{archive.name}.{os.getpid()}")
     try:
-        with tarfile.open(aside, "w:xz") as tar:
+        with tarfile.open(aside, "w:xz", preset=SMALLEST) as tar:
             for name, file in [(name, file) for name, files in kept.items() for file in files]:
                 _add(tar, file, Path(name) / file.relative_to(named[name]))
         os.replace(aside, archive)
