@@ -62,9 +62,19 @@ def _draw_way(ax: Axes, arm: str, reward_SG: np.ndarray, diversity_SG: np.ndarra
     look = style.look(arm)
     x, y = reward_SG.mean(0), diversity_SG.mean(0)
     ax.plot(
-        x, y, color=look.color, linestyle=look.line, linewidth=1.1, zorder=2, label=look.label(len(reward_SG)), gid=arm
+        x,
+        y,
+        color=look.color,
+        linestyle=look.line,
+        linewidth=1.1,
+        marker=look.marker,
+        markevery=[len(x) - 1],
+        markersize=6,
+        markeredgecolor="white",
+        zorder=4,
+        label=look.label(len(reward_SG)),
+        gid=arm,
     )
-    ax.plot(x[-1], y[-1], look.marker, color=look.color, markersize=6, markeredgecolor="white", zorder=4)
     if len(reward_SG) >= statistics.SMALLEST_N:
         for values_SG, horizontal in ((reward_SG, True), (diversity_SG, False)):
             ends = [float(end[-1]) for end in statistics.mean_interval(values_SG)]
