@@ -301,7 +301,7 @@ def test_the_command_itself_in_a_process_of_its_own(tmp_path):
     assert "at 2 a GPU-hour" in done.stdout
     assert not list(tmp_path.iterdir())
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert used < 10  # five on an idle machine, see tools/plan_times.py; CPU seconds grow where cores are shared
+    assert used < 20  # five on an idle machine, see tools/plan_times.py; 10.6 were seen on shared cores of a slow one
 
 
 def test_json_has_what_the_tables_have():

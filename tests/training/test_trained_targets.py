@@ -106,7 +106,8 @@ def test_the_old_policy_is_the_one_that_made_the_rollouts_in_every_optimizer_ste
     )
     small.iterate(1)
     first, later = seen[:2], seen[2:]
-    assert [(v != old).any().item() for v, old in first] == [False, True]  # the second share's policy has moved
+    moved = [(v - old).abs().max().item() > 1e-5 for v, old in first]  # below it, kernels round by their batch
+    assert moved == [False, True]  # the second share's policy has moved
     assert torch.equal(first[0][1], later[0][1])
 
 
