@@ -13,39 +13,24 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.algorithm import ranges
-from flash_grpo.algorithm.types import Scores
 from flash_grpo.scenes_world.clips import RADIUS_RANGE, SIZES, WORDS, asked, parse
 from flash_grpo.scenes_world.sight import Sight, see
 from flash_grpo.tiny_world.clips import SIZE, coverage
+from flash_grpo.tiny_world.closed_form import ClosedForm
 
 AREAS = {"small": 22.0, "large": 42.0}  # pixels, as `sight` measures the clips' balls
 RADII = tuple(radius + step * RADIUS_RANGE / 2 for radius in SIZES.values() for step in (-1, 0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutScenesReward:
+class HeldOutScenesReward(ClosedForm):
     """Score videos of the scenes world by the closed forms above; texts must be among its captions."""
 
     area_tolerance: float = 0.4  # in log area
 
-    def __post_init__(self) -> None:
-        ranges.number("reward.area_tolerance", self.area_tolerance, above=0)
-
-    @staticmethod
-    def check_texts(texts: tuple[str, ...]) -> None:
-        """Raise ValueError if a text is not a caption of the scenes world."""
-        for text in texts:
-            parse(text)
-
-    @torch.no_grad()
-    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Score uint8 videos [B, F, H, W, 3]."""
-        parts = self.score(video_BFHWC.float() / 255, text)
-        return Scores(total_B=parts.pop("total"), parts=parts)
+    parse = staticmethod(parse)
 
     def score(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the parts and their `total`, float32 [B] each, of float videos in [0, 1]."""
         sight = see(video_BFHWC)
         wanted_B = torch.tensor(list(AREAS.values()))[asked(text)[:, list(WORDS).index("size")]].to(sight.area_B)
         size_B = torch.exp(-((sight.area_B + 1e-3).div(wanted_B).log() / self.area_tolerance).square())

@@ -12,37 +12,21 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.algorithm import ranges
-from flash_grpo.algorithm.types import Scores
 from flash_grpo.scenes_world.clips import COLOURS, GROUNDS, WORDS, asked, parse, values_of
 from flash_grpo.scenes_world.sight import Sight, length, see
+from flash_grpo.tiny_world.closed_form import ClosedForm
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesReward:
+class ScenesReward(ClosedForm):
     """Score videos of the scenes world by the closed forms above; texts must be among its captions."""
 
     colour_temperature: float = 0.01  # of the softmax over colours, in units of cosine similarity
     ground_temperature: float = 0.02  # of the softmax over grounds, in units of squared distance in RGB
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            ranges.number(f"reward.{name}", value, above=0)
-
-    @staticmethod
-    def check_texts(texts: tuple[str, ...]) -> None:
-        """Raise ValueError if a text is not a caption of the scenes world."""
-        for text in texts:
-            parse(text)
-
-    @torch.no_grad()
-    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Score uint8 videos [B, F, H, W, 3]."""
-        parts = self.score(video_BFHWC.float() / 255, text)
-        return Scores(total_B=parts.pop("total"), parts=parts)
+    parse = staticmethod(parse)
 
     def score(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the parts and their `total`, float32 [B] each, of float videos in [0, 1]; gradients flow to the videos."""
         sight, index_BA = see(video_BFHWC), asked(text).to(video_BFHWC.device)
         parts = {
             "colour": self.colour(video_BFHWC, sight, index_BA),

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_grpo.algorithm import ranges
-from flash_grpo.algorithm.types import Scores
 from flash_grpo.tiny_world.clips import COLOURS, colour_of, direction_of, parse
+from flash_grpo.tiny_world.closed_form import ClosedForm
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesReward:
+class ShapesReward(ClosedForm):
     """Score videos of the tiny world by the closed forms above; texts must be among its captions."""
 
     temperature: float = 0.08  # of the softmax over colours, in units of cosine similarity
@@ -26,24 +25,9 @@ class ShapesReward:
     full_mass: float = 6.0  # sum over pixels and colours at which a shape is 63 % visible
     full_way: float = 6.0  # pixels, the displacement of the slowest shape of the training clips
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            ranges.number(f"reward.{name}", value, above=0)
-
-    @staticmethod
-    def check_texts(texts: tuple[str, ...]) -> None:
-        """Raise ValueError if a text is not a caption of the tiny world."""
-        for text in texts:
-            parse(text)
-
-    @torch.no_grad()
-    def __call__(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> Scores:
-        """Score uint8 videos [B, F, H, W, 3]."""
-        parts = self.score(video_BFHWC.float() / 255, text)
-        return Scores(total_B=parts.pop("total"), parts=parts)
+    parse = staticmethod(parse)
 
     def score(self, video_BFHWC: torch.Tensor, text: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the parts and their `total`, float32 [B] each, of float videos in [0, 1]; gradients flow to the videos."""
         above_BFHWC = (video_BFHWC - self.threshold).clamp(min=0)
         weight_BFHW = above_BFHWC.sum(-1)
         mass_BF = weight_BFHW.sum((2, 3))
