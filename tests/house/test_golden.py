@@ -5,7 +5,8 @@ import pytest
 
 # Zero in exact arithmetic, or a difference of two numbers that are equal in it: noise elsewhere than where it was made.
 NOISE = ("ratio_drift", "approx_kl", "ratio_mean", "ratio_max", "loss")
-WEIGHTS, REWARDS = 5e-4, 1e-3  # on an Intel Xeon a pixel rounds to another byte now and then: 2.1e-4 in two of fourteen cases
+# on an Intel Xeon a pixel rounds to another byte now and then: 2.1e-4 in two of fourteen cases
+WEIGHTS, REWARDS = 5e-4, 1e-3
 
 
 @pytest.mark.parametrize(("method", "sde"), golden.CASES)
