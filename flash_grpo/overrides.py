@@ -57,7 +57,8 @@ def check_overrides(options: list[str], overrides: list[str]) -> tuple[str, Any]
 
     with initialize_config_dir(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = [item for item in parsed if item.key_or_group in loader.list_groups("") or "/" in item.key_or_group]
+        known = loader.list_groups("")  # reads the groups' files each time
+        groups = [item for item in parsed if item.key_or_group in known or "/" in item.key_or_group]
         for override in groups:
             _check_choice(override, loader.get_group_options(override.key_or_group))
         chosen = [f"{item.input_line.split('=')[0]}={value}" for item in groups for value in _values(item)[:1]]
