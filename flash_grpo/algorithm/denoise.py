@@ -15,7 +15,7 @@ from flash_grpo.algorithm.noise import Key, NoiseKeys, initial_state
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.sde import log_prob, ode_step, sde_mean
 from flash_grpo.algorithm.solvers import History, euler
-from flash_grpo.algorithm.transitions import joined
+from flash_grpo.algorithm.transitions import gathered, joined
 from flash_grpo.algorithm.types import FlowSchedule, Transitions
 
 Solver = Callable[[torch.Tensor, torch.Tensor, History | None, FlowSchedule, int], torch.Tensor]
@@ -177,8 +177,8 @@ def _branched(
     rows = sde_mask_B.nonzero().flatten()
     drawn = {row: keys.sde(row, taken_B[row], now.step) for row in rows.tolist()}
     used_U, state_N = now.state_B[rows].unique(return_inverse=True)
-    x_U = now.x_SCFHW[used_U]
-    mean_N = sde_step_mean(x_U, v[used_U], schedule, torch.tensor(now.step))[state_N]
+    x_U = gathered(now.x_SCFHW, used_U)
+    mean_N = gathered(sde_step_mean(x_U, gathered(v, used_U), schedule, torch.tensor(now.step)), state_N)
     noise_std = schedule.noise_std_T[now.step]
     x_next_N = mean_N + noise_std * _noise(tuple(drawn.values()), tuple(v.shape[1:])).to(mean_N)
     taken = Transitions(
@@ -194,12 +194,12 @@ def _branched(
     state_B = torch.tensor([state_of[key] for key in behind_B])
     first_S = _first_rows(state_B)
     parent_S, stochastic_S = now.state_B[first_S], sde_mask_B[first_S]
-    x_S = after.x_SCFHW[parent_S]
     position_B = torch.zeros(len(state_B), dtype=torch.long).index_put((rows,), torch.arange(len(rows)))
-    x_S[stochastic_S] = x_next_N[position_B[first_S[stochastic_S]]]
+    went_S = stochastic_S.to(v.device).reshape(-1, 1, 1, 1, 1)
+    x_next_S, x_ode_S = gathered(x_next_N, position_B[first_S]), gathered(after.x_SCFHW, parent_S)
     return replace(
         after,
-        x_SCFHW=x_S,
+        x_SCFHW=torch.where(went_S, x_next_S, x_ode_S),
         state_B=state_B,
         history=after.history and after.history.of(parent_S, stochastic_S),
         kept=(*now.kept, taken),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from flash_grpo.algorithm.sde import ode_step
+from flash_grpo.algorithm.transitions import gathered
 from flash_grpo.algorithm.types import FlowSchedule
 
 
@@ -27,9 +28,9 @@ class History:
         """Return the history of new states: that of their parents, forgotten where the step was stochastic."""
         return replace(
             self,
-            v_SCFHW=self.v_SCFHW[parent_S],
+            v_SCFHW=gathered(self.v_SCFHW, parent_S),
             known_S=self.known_S[parent_S] & ~stochastic_S,
-            x_SCFHW=self.x_SCFHW[parent_S],
+            x_SCFHW=gathered(self.x_SCFHW, parent_S),
         )
 
 

@@ -1,4 +1,4 @@
-"""Join trained steps of several parts, or make them of a mask."""
+"""Join trained steps of several parts, make them of a mask, or give each the value of its state."""
 
 from dataclasses import replace
 
@@ -16,6 +16,13 @@ def joined(parts: tuple[Transitions, ...] | list[Transitions], like: torch.Tenso
     if not shifted:
         return all_of(torch.zeros(0, 0, dtype=torch.bool), like[:0])
     return Transitions(**{name: torch.cat([getattr(part, name) for part in shifted]) for name in vars(shifted[0])})
+
+
+def gathered(value_S: torch.Tensor, state_N: torch.Tensor) -> torch.Tensor:
+    """Return value_S[state_N]: value_S itself, not a copy, where each state is named once and in order. state_N: on the CPU."""
+    if len(state_N) == len(value_S) and torch.equal(state_N, torch.arange(len(state_N))):
+        return value_S
+    return value_S[state_N.to(value_S.device)]
 
 
 def all_of(mask_BT: torch.Tensor, x_BCFHW: torch.Tensor) -> Transitions:

@@ -20,6 +20,7 @@ from flash_grpo.records.identity import AT_ONCE
 from flash_grpo.records.slurm_job import SlurmJob
 from flash_grpo.run.guard import check_guards
 from flash_grpo.run.guidance import check_guidance, guided, is_off_policy
+from flash_grpo.run.heap import keep_freed_memory
 from flash_grpo.run.making import build, checked
 from flash_grpo.run.settings import ConfigError
 from flash_grpo.run.targets import (
@@ -83,6 +84,8 @@ def designed(cfg: DictConfig, world_size: int) -> tuple[FlowSchedule, Method, La
 def prepare_trainer(cfg: DictConfig, ranks: Ranks) -> Trainer:
     """Build the trainer. Whatever can be checked is checked first, cheap things before slow ones; then the model is loaded."""
     torch.set_num_threads(cfg.threads)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     if ranks.is_main and (warning := tiny_sizes(cfg)):
         log.warning(warning)
     parts = planned(cfg, ranks.world_size)

@@ -9,6 +9,7 @@ from flash_grpo.algorithm.loss import gaussian_kl, with_kl
 from flash_grpo.algorithm.method import Method
 from flash_grpo.algorithm.protocols import Policy
 from flash_grpo.algorithm.targets import Replay, predicted, retaken
+from flash_grpo.algorithm.transitions import gathered
 from flash_grpo.algorithm.types import FlowSchedule, LossTerms
 from flash_grpo.training.meter import Meter
 from flash_grpo.training.steps import Steps
@@ -46,15 +47,15 @@ class Replayer:
         replayed = self._replayed(steps, condition_BMD)
         x, v, step_S = replayed.x_SCFHW, replayed.v_SCFHW, steps.taken.step_S
         self.meter.count(backwards=len(x) * self.policy.evaluations_per_velocity)
-        state_N = steps.taken.state_N.to(x.device)
+        state_N = steps.taken.state_N
         prediction, scale_S = predicted(self.method.needs, x, v, self.schedule, step_S)
-        terms = self.method.target(prediction[state_N], self._at(steps, replayed, weight_N))
+        terms = self.method.target(gathered(prediction, state_N), self._at(steps, replayed, weight_N))
         if not self.method.kl_weight:
             return terms
         base_v = self.policy.base_velocity(x, *self._inputs(steps, condition_BMD))
         self.meter.count(forwards=len(x) * self.policy.evaluations_per_velocity)
         base, _ = predicted(self.method.needs, x, base_v, self.schedule, step_S)
-        return with_kl(terms, gaussian_kl(prediction, base, scale_S)[state_N], self.method.kl_weight)
+        return with_kl(terms, gathered(gaussian_kl(prediction, base, scale_S), state_N), self.method.kl_weight)
 
     @torch.no_grad()
     def old_velocities(self, steps: Steps, condition_BMD: torch.Tensor) -> torch.Tensor:
@@ -84,17 +85,17 @@ class Replayer:
     def _at(self, steps: Steps, replayed: Replayed, weight_N: torch.Tensor) -> Replay:
         """Return what the target needs besides its prediction."""
         taken, x, v = steps.taken, replayed.x_SCFHW, replayed.v_SCFHW
-        state_N, siblings = taken.state_N.to(x.device), steps.siblings()
-        old_N = v.detach()[state_N] if steps.old_NCFHW is None else steps.old_NCFHW.to(x)
+        x_N, siblings = gathered(x, taken.state_N), steps.siblings()
+        old_N = gathered(v.detach(), taken.state_N) if steps.old_NCFHW is None else steps.old_NCFHW.to(x)
         if self.off_policy:
-            taken = retaken(self.method.needs, taken, x[state_N], old_N, self.schedule)
+            taken = retaken(self.method.needs, taken, x_N, old_N, self.schedule)
         return Replay(
             taken=taken,
             schedule=self.schedule,
             advantage_N=steps.advantage_N.to(x),
             weight_N=weight_N.to(x),
             ratio_clip=self.method.ratio_clip,
-            x_NCFHW=x[state_N],
+            x_NCFHW=x_N,
             straight_NCFHW=replayed.straight_SCFHW,
             old_NCFHW=old_N,
             siblings_NGCFHW=None if siblings is None else siblings.to(x),
