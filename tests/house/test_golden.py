@@ -5,8 +5,9 @@ import pytest
 
 # Zero in exact arithmetic, or a difference of two numbers that are equal in it: noise elsewhere than where it was made.
 NOISE = ("ratio_drift", "approx_kl", "ratio_mean", "ratio_max", "loss")
-# on an Intel Xeon a pixel rounds to another byte now and then: 2.1e-4 in two of fourteen cases
-WEIGHTS, REWARDS = 5e-4, 1e-3
+WEIGHTS, REWARDS = 1e-4, 1e-3
+# In these a pixel rounds to another byte on an Intel Xeon, and the weights differ by 2.1e-4 (the others by 5e-5 at most).
+ROUNDED = {("lora", "linear"): 5e-4, ("awm", "linear"): 5e-4}
 
 
 @pytest.mark.parametrize(("method", "sde"), golden.CASES)
@@ -22,8 +23,9 @@ def test_a_golden_trajectory_comes_out_as_it_did(method, sde, tmp_path):
         for record, expected in zip(made["records"], stored["records"], strict=True):
             assert {key: record[key] for key in expected} == expected
         return
+    tolerance = ROUNDED.get((method, sde), WEIGHTS)
     for name, expected in stored["weights"].items():
-        assert made["weights"][name] == pytest.approx(expected, rel=WEIGHTS, abs=WEIGHTS * max(1.0, expected[0]))
+        assert made["weights"][name] == pytest.approx(expected, rel=tolerance, abs=tolerance * max(1.0, expected[0]))
     for record, expected in zip(made["records"], stored["records"], strict=True):
         for key, value in expected.items():
             if key not in NOISE:
