@@ -192,6 +192,7 @@ def build_held_out(cfg: DictConfig) -> CheckedReward | None:
 def build_evaluation(cfg: DictConfig) -> Evaluation:
     """Build what evaluates the run; ConfigError as in `build`."""
     evaluation: Evaluation = build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
+    check_solver(evaluation.solve, evaluation.schedule, "evaluation.sampler.solve")
     return evaluation
 
 

@@ -21,14 +21,13 @@ from flash_grpo.run.settings import ConfigError, check
 from flash_grpo.run.targets import HELD_OUT, check_arguments, located
 from flash_grpo.run.trained_experts import with_trained_experts
 from flash_grpo.training.ema import EMA
-from flash_grpo.training.evaluation import Evaluation
 
 
 def rehearse(cfg: DictConfig, world_size: int) -> None:
     """Raise ConfigError, in one line, if a run of `cfg` on `world_size` ranks could not begin. `cfg.hydra` is ignored."""
     check(cfg)
     build.build(cfg.budget, "budget", Budget)
-    build.build(cfg.evaluation.sampler, "evaluation.sampler", Evaluation)
+    build.build_evaluation(cfg)
     schedule, method, prompts, _ = build.planned(cfg, world_size)
     _rehearse_directory(cfg, prompts)
     _rehearse_reward(OmegaConf.to_yaml(cfg.reward, resolve=True), "reward")

@@ -63,7 +63,12 @@ def check_method(method: Method, schedule: FlowSchedule) -> None:
     )
     if not usable:
         raise ConfigError("method.weigh: must return a positive, finite weight for each step that may be stochastic")
-    _answered("method.advantage", method.advantage, torch.tensor([[0.0, 1.0]]))
+    reward_PG = torch.tensor([[0.0, 1.0, 5.0], [2.0, 2.0, 2.0]])
+    advantage_PG = _answered("method.advantage", method.advantage, reward_PG)
+    if not isinstance(advantage_PG, torch.Tensor) or advantage_PG.shape != reward_PG.shape:
+        raise ConfigError(
+            "method.advantage: must return an advantage for each reward, [P, G]; see algorithm/advantage.py"
+        )
 
 
 def check_train_fraction(fraction: float, method: Method) -> None:
@@ -93,12 +98,12 @@ def check_path(path: Path, method: Method, layout: Layout, num_steps: int) -> No
     _answered("rollout.path", routes, batch, mask_BT, path, len(batch))
 
 
-def check_solver(solve: Any, schedule: FlowSchedule) -> None:
+def check_solver(solve: Any, schedule: FlowSchedule, key: str = "rollout.solve") -> None:
     """Raise ConfigError unless the solver takes a step on this schedule."""
     x_SCFHW = torch.zeros(1, 1, 1, 1, 1)
-    x_next = _answered("rollout.solve", solve, x_SCFHW, x_SCFHW, None, schedule, 0)
+    x_next = _answered(key, solve, x_SCFHW, x_SCFHW, None, schedule, 0)
     if not isinstance(x_next, torch.Tensor) or x_next.shape != x_SCFHW.shape:
-        raise ConfigError("rollout.solve: must return the next latents, of the same shape; see algorithm/solvers.py")
+        raise ConfigError(f"{key}: must return the next latents, of the same shape; see algorithm/solvers.py")
 
 
 def _answered(key: str, function: Any, *args: Any) -> Any:

@@ -44,6 +44,9 @@ class Evaluation:
     """The deterministic steps, pinned here, whatever training's rollouts use."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedule, FlowSchedule):
+            made = type(self.schedule).__name__
+            raise ValueError(f"evaluation.sampler.schedule: makes {made}, not FlowSchedule; see algorithm/schedule.py")
         ranges.whole("evaluation.sampler.noises_per_prompt", self.noises_per_prompt)
         ranges.whole("evaluation.sampler.seed", self.seed, at_least=0)
         ranges.whole("evaluation.sampler.batch", self.batch)

@@ -187,6 +187,7 @@ fuzzed = settings(
 @example(["study=2026", "run_name=7"])
 @example(["reward=remote"])
 @example(["model.max_text_tokens=100000"])
+@example(["evaluation.sampler.schedule._target_=builtins.dict"])
 def test_a_configuration_runs_or_is_refused_or_stops_in_one_line(given_overrides):
     code, said, left = outcome(given_overrides)
     if code == 2:
