@@ -1,4 +1,4 @@
-"""A part of another kind, `section._target_=anything`, is refused in one line before anything is on disk, wherever it stands."""
+"""A part of another kind, `section._target_=anything`, is refused in one line before anything is on disk."""
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
