@@ -60,6 +60,17 @@ def named_arms(runs: pd.DataFrame, notes: list[str]) -> pd.Series:
     return arms
 
 
+def note_rewards(runs: pd.DataFrame, notes: list[str]) -> None:
+    """Add a note if runs were trained on different rewards: what they reached is not on one scale."""
+    trained_on = runs["config"].map(lambda config: _value(config, "reward", "_target_")).fillna("unknown").astype(str)
+    arms_of = {reward.rpartition(".")[2]: some["arm"].unique() for reward, some in runs.groupby(trained_on, sort=False)}
+    if len(arms_of) > 1:
+        said = "; ".join(f"{reward}: {', '.join(map(str, arms))}" for reward, arms in arms_of.items())
+        notes.append(
+            f"Runs were trained on different rewards ({said}): these numbers must not be compared with each other."
+        )
+
+
 def _arm(method: str, settings: pd.Series, usual: dict[str, str | None]) -> str:
     unusual = [f"{key}={settings[key]}" for key, value in usual.items() if settings[key] != value]
     return plain.name(" ".join([method, *unusual]), LONGEST)

@@ -99,7 +99,8 @@ def reached_after(study: Study, arm: str, cost: str, flash: Study | None = None)
 def times_sooner(study: Study, arm: str, cost: str, flash: Study | None = None) -> Estimate:
     """Estimate Flash's mean cost over the cost at which the arm's mean curve reaches Flash's mean final reward.
 
-    The interval is a bootstrap over the seeds of both; a resample that does not reach the reward counts as 0 times sooner.
+    The interval is a bootstrap over the seeds of both; a resample that does not reach the reward counts as 0 times sooner, one
+    in which Flash ends below the base, whose reward costs nothing, as infinitely often.
     """
     ends, arm_curves = _ends(flash or study, REFERENCE, cost), _curves(study, arm, cost)
     grid_G, value_SG = curves.on_common_grid(arm_curves, POINTS)
@@ -109,8 +110,9 @@ def times_sooner(study: Study, arm: str, cost: str, flash: Study | None = None) 
         return Estimate(float(value), n=n)
     of_flash, of_arm = resampling_weights(len(ends.cost_S), 0), resampling_weights(len(arm_curves), 1)
     crossing_R = _crossing(grid_G, of_arm @ value_SG, of_flash @ ends.reward_S)
-    times_R = np.nan_to_num(of_flash @ ends.cost_S / crossing_R, nan=0.0)
-    low, high = np.quantile(times_R, tails(max(n, BOOTSTRAP_N)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times_R = np.nan_to_num(of_flash @ ends.cost_S / crossing_R, nan=0.0, posinf=np.inf)
+        low, high = np.nan_to_num(np.quantile(times_R, tails(max(n, BOOTSTRAP_N))), nan=np.inf, posinf=np.inf)
     return Estimate(float(value), float(low), float(high), n)
 
 

@@ -35,7 +35,12 @@ LATEX_SPECIALS = str.maketrans(
 
 
 def half_width(estimate: Estimate) -> float:
-    """Return half the width of the interval; without an interval, half the spread of the points, else 3 % of the value."""
+    """Return half the width of the interval; without an interval, half the spread of the points, else 3 % of the value.
+
+    Of an interval without an upper end it is what lies below the value.
+    """
+    if np.isposinf(estimate.high):
+        return estimate.value - estimate.low
     if np.isfinite(estimate.low) and estimate.high - estimate.low > 1e-9 * abs(estimate.value):  # less is rounding
         return (estimate.high - estimate.low) / 2
     return float(np.ptp(estimate.points or [0]) / 2) or abs(estimate.value) / 30

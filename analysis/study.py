@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import plain
 from analysis.archive import SUFFIX, ArchiveError, unpack
-from analysis.arms import named_arms
+from analysis.arms import named_arms, note_rewards
 from analysis.reading import FLATTENED, KEPT_WHOLE, RECORD_TYPES, LoadedRun, read_run
 from flash_grpo.records.files import MANIFEST, RECORDS
 from flash_grpo.records.schema import Cost
@@ -185,6 +185,7 @@ def _stacked(name: str, parts: list[dict[str, np.ndarray]]) -> np.ndarray:
 def _with_arms(runs: pd.DataFrame, frames: dict[str, pd.DataFrame], notes: list[str]) -> pd.DataFrame:
     runs = runs.copy()
     runs["arm"] = named_arms(runs, notes)
+    note_rewards(runs, notes)
     runs["finished"] = _finished(runs, frames["evaluation"], notes)
     return runs
 

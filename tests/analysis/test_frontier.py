@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from test_study import write_study
 
 from analysis import front, frontier
 from analysis.curves import run_summaries
+from analysis.render import to_markdown
 from analysis.statistics import Estimate
 from analysis.study import load_study
 
@@ -41,6 +43,15 @@ def test_resamples_that_do_not_reach_the_reward_pull_the_interval_to_zero(tmp_pa
     path = write_study(tmp_path / "near", gain, range(8), gain=gain, spread=0.1)
     times = frontier.times_sooner(load_study(path), "as_good", "device_seconds")
     assert np.isnan(times.value) or times.low == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_flash_may_end_below_the_base_the_interval_has_no_upper_end(tmp_path):
+    gain = {"flash": 0.02, "fast": 0.8}
+    path = write_study(tmp_path / "collapsed", gain, range(8), gain=gain, spread=0.2)
+    times = frontier.times_sooner(load_study(path), "fast", "device_seconds")
+    assert 1 < times.low < times.value < times.high == np.inf
+    assert to_markdown(pd.DataFrame({"times": [times]})).splitlines()[-1].endswith(", inf] |")
 
 
 def test_the_table_has_a_row_for_each_method_beside_flash(study):

@@ -351,3 +351,11 @@ def test_every_sde_of_the_suite_is_read_and_has_a_name(tmp_path, noise):
     assert set(study.runs["noise"]) == {noise}
     assert style.noise_name(noise) != noise
     assert set(schedule.NOISE_LEVELS) == set(style.NOISES)
+
+
+def test_runs_of_different_rewards_are_noted_and_those_of_one_are_not(tmp_path):
+    for name, method in (("Honest", "flash"), ("Flawed", "full")):
+        write_study(tmp_path / name, [method], range(3), config={"reward": {"_target_": f"some.{name}"}})
+    both = load_study(tmp_path / "Honest", tmp_path / "Flawed")
+    assert [note for note in both.notes if "different rewards (Honest: flash; Flawed: full)" in note]
+    assert not any("different rewards" in note for note in load_study(tmp_path / "Honest").notes)
