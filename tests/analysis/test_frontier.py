@@ -1,6 +1,7 @@
 """How much sooner than Flash-GRPO a method reaches its reward, on curves with known answers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from test_study import write_study
 
 from analysis import front, frontier
 from analysis.curves import run_summaries
-from analysis.render import to_markdown
+from analysis.render import cells, to_markdown
 from analysis.statistics import Estimate
 from analysis.study import load_study
 
+ROOT = Path(__file__).resolve().parents[2]
 GAINS = {"flash": 0.2, "fast": 0.8, "slow": 0.1}
 
 
@@ -96,3 +98,11 @@ def test_the_fronts_steps_pass_through_those_that_are_on_it(study):
         "Flash-GRPO (ITG + TGR), n=0",
     ]
     assert front.unbeaten(found) == "Beaten by none: Flash, fast. Never at that reward: slow."
+
+
+def test_the_readmes_factors_on_the_scenes_world_are_the_committed_studys():
+    study = load_study(ROOT / "analysis" / "fixtures" / "scenes.tar.xz")
+    table = frontier.frontier_table(study, run_summaries(study), "device_seconds")
+    [row] = cells(table).to_dict("records")
+    shown = [row[name] for name in ("Reached after (CPU-s)", "Times sooner (CPU-s)", "Times sooner (PFLOP)")]
+    assert f"| {' | '.join(shown)} |\n" in (ROOT / "README.md").read_text()
