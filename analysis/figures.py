@@ -37,7 +37,10 @@ def training_curves(
 
 
 def means_and_seeds(study: Study, frame: pd.DataFrame, points: bool = True) -> str:
-    """Return the words on what the curves of a frame are; only on what is drawn. points: of seeds, where there is no band."""
+    """Return the words on what the curves of a frame are; only on what is drawn.
+
+    points: of seeds, where there is no band, and rings of guards are drawn: on curves of evaluations, not of iterations.
+    """
     done = set(study.runs.loc[study.runs["finished"], "run"])
     apart = frame.loc[~frame["run"].isin(done), "run"].value_counts()
     seeds = frame[frame["run"].isin(done)].groupby("arm")["run"].nunique()
@@ -46,6 +49,7 @@ def means_and_seeds(study: Study, frame: pd.DataFrame, points: bool = True) -> s
         "Lines: means over seeds at equal cost.": many or few,
         "Bands: their pointwise 95 % intervals.": many,
         f"Points: the seeds, where there are fewer than {statistics.SMALLEST_N}.": few and points,
+        "Rings: where a guard first holds in a run.": points and len(study.finished(guarding.flagged(study))) > 0,
         "Thin lines: runs that are not averaged, see the notes.": (apart > 1).any(),
     }
     return " ".join(text for text, holds in words.items() if holds)

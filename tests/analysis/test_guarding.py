@@ -57,6 +57,12 @@ def test_each_guard_is_found_where_it_first_holds(study_dir):
     assert found["why"].iloc[1] == "diversity 0.04 is below 0.5 of the base's 0.1"
 
 
+def test_captions_of_evaluations_explain_the_rings(study_dir):
+    study = load_study(study_dir)
+    assert "Rings: where a guard first holds in a run." in figures.means_and_seeds(study, study.evaluations)
+    assert "Rings" not in figures.means_and_seeds(study, study.iterations, points=False)
+
+
 def test_a_run_s_own_thresholds_count(study_dir):
     run_dir = study_dir / "full-linear-seed0"
     manifest = json.loads((run_dir / MANIFEST).read_text())
