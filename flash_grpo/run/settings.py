@@ -94,7 +94,7 @@ SECTIONS = (
 SECTIONS_OR_NULL = ("optim.lora",)
 
 READ_ELSEWHERE = ("bench", "server", "measure", "diagnose")
-OPTIONAL = {"optim.lora", "optim.lr_of", "optim.ema.decay", "optim.ema.every", "optim.ema.phase"}
+OPTIONAL = {"optim.lr_of", "optim.ema.decay", "optim.ema.every", "optim.ema.phase"}
 
 
 NOT_GIVEN = "(not given)"  # stands for a file of prompts that a plan does without
@@ -140,7 +140,16 @@ def check_values(cfg: DictConfig, unused: tuple[str, ...] = ()) -> None:
 
 def _unknown(cfg: DictConfig) -> Iterator[str]:
     """Yield a line for each key that no program reads: it would be set for nothing."""
-    known = {*VALUES, *CHECKED_BY_LAYOUT, *PARTS, *PARTS_OR_NULL, *SECTIONS, *READ_ELSEWHERE, *OPTIONAL}
+    known = {
+        *VALUES,
+        *CHECKED_BY_LAYOUT,
+        *PARTS,
+        *PARTS_OR_NULL,
+        *SECTIONS,
+        *SECTIONS_OR_NULL,
+        *READ_ELSEWHERE,
+        *OPTIONAL,
+    }
     for section in ("", *SECTIONS):
         here = {key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section}
         for name in sorted({str(name) for name in _section(cfg, section)} - here - {"hydra"}):
@@ -150,7 +159,7 @@ def _unknown(cfg: DictConfig) -> Iterator[str]:
 
 
 def _missing(cfg: DictConfig) -> Iterator[str]:
-    for key in (*VALUES, *CHECKED_BY_LAYOUT):
+    for key in (*VALUES, *CHECKED_BY_LAYOUT, *SECTIONS_OR_NULL):
         section, _, name = key.rpartition(".")
         if name not in _section(cfg, section):
             yield f"{key}: is missing; do not delete it, give it a value"

@@ -188,6 +188,7 @@ fuzzed = settings(
 @example(["reward=remote"])
 @example(["model.max_text_tokens=100000"])
 @example(["evaluation.sampler.schedule._target_=builtins.dict"])
+@example(["+optim.lora.x=null", "~optim.lora"])
 def test_a_configuration_runs_or_is_refused_or_stops_in_one_line(given_overrides):
     code, said, left = outcome(given_overrides)
     if code == 2:
