@@ -37,10 +37,7 @@ def training_curves(
 
 
 def means_and_seeds(study: Study, frame: pd.DataFrame, points: bool = True) -> str:
-    """Return the words on what the curves of a frame are; only on what is drawn.
-
-    points: of seeds, where there is no band, and rings of guards are drawn: on curves of evaluations, not of iterations.
-    """
+    """Say what the curves of a frame are, only of what is drawn. points: seeds and rings, of evaluations, not of iterations."""
     done = set(study.runs.loc[study.runs["finished"], "run"])
     apart = frame.loc[~frame["run"].isin(done), "run"].value_counts()
     seeds = frame[frame["run"].isin(done)].groupby("arm")["run"].nunique()

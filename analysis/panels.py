@@ -49,8 +49,7 @@ def training_panels(given: Material) -> Iterator[Shown]:
     """Yield gradient norm, ratio drift, clip fraction, KL and spread over the iterations."""
     for suffix, words, study in given.by_noise():
         smooth = figures.smoothing_width(study.iterations)
-        lines = figures.means_and_seeds(study, study.iterations, points=False)
-        caption = f"{lines} Smoothed over {smooth} iterations."
+        caption = f"{figures.means_and_seeds(study, study.iterations, points=False)} Smoothed over {smooth} iterations."
         columns = stability.PANELS | stability.FURTHER_PANELS
         found, constant = _varying(study.iterations, columns)
         for column, label in found.items():
